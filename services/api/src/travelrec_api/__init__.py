@@ -1,0 +1,1 @@
+"""The HTTP side of travelrec: accept, answer, stream."""

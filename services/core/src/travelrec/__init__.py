@@ -1,0 +1,1 @@
+"""Slow, flaky, paid-for model calls behind an API that answers at once."""

@@ -1,0 +1,151 @@
+"""Every error this project raises on purpose; a class says whose fault it is and whether trying again can help.
+
+    TravelrecError
+    ├── InvalidInput            the caller's: said back in the words of the field
+    ├── BadSetting              the operator's: one line, exit code 2
+    ├── Undecodable             a message nobody here wrote: dead letter
+    ├── Unavailable             a neighbour's, for now: wait and try again
+    │   ├── StoreUnavailable
+    │   ├── BrokerUnavailable
+    │   └── SignalUnavailable
+    └── ModelError              the model's
+        ├── TryAgain            costs an attempt: RateLimited, ModelBusy, ModelTimeout, BrokenOutput
+        ├── Never               fails the job: BadModelRequest, Refused, Truncated, Filtered
+        └── NotTheJobsFault     costs the job nothing: BadKey, NoQuota, ProviderDown
+"""
+
+
+class TravelrecError(Exception):
+    """Anything that this project raises on purpose; `str(error)` is fit for a user to read."""
+
+
+class InvalidInput(TravelrecError):
+    """What a caller sent can't be used; `field` names it, the message says what would be right."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class BadSetting(TravelrecError):
+    """What an operator set can't be used; the message is one line that names every bad variable."""
+
+
+class Undecodable(TravelrecError):
+    """A message that is not in a format and version this release knows."""
+
+
+class Unavailable(TravelrecError):
+    """A neighbour (`name`) can't be reached or did not answer in time; trying again can help."""
+
+    name = "dependency"
+
+
+class StoreUnavailable(Unavailable):
+    """The store did not answer; whether a write in flight stands is not known."""
+
+    name = "store"
+
+
+class BrokerUnavailable(Unavailable):
+    """The broker did not acknowledge; whether a message in flight stands is not known."""
+
+    name = "broker"
+
+
+class SignalUnavailable(Unavailable):
+    """A signal could not be sent; waiters will find out by reading again."""
+
+    name = "signal"
+
+
+class ModelError(TravelrecError):
+    """A model call that gave no usable answer; `title` is public, short and stable."""
+
+    title = "Model error"
+
+
+class TryAgain(ModelError):
+    """Costs the job one attempt; `retry_after_s` is the provider's own wish, in seconds, if it had one."""
+
+    title = "Model unavailable"
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class RateLimited(TryAgain):
+    """The provider asked for fewer requests."""
+
+    title = "Model rate limit"
+
+
+class ModelBusy(TryAgain):
+    """The provider answered with a 5xx or broke the connection."""
+
+    title = "Model unavailable"
+
+
+class ModelTimeout(TryAgain):
+    """No answer within the job's time."""
+
+    title = "Model timeout"
+
+
+class BrokenOutput(TryAgain):
+    """An answer that is not what was asked for, after one repair round."""
+
+    title = "Unusable model answer"
+
+
+class Never(ModelError):
+    """Trying again can't help: the job fails."""
+
+
+class BadModelRequest(Never):
+    """The provider understood the request and says it is wrong."""
+
+    title = "Model rejected the request"
+
+
+class Refused(Never):
+    """The model refuses to answer."""
+
+    title = "Model refused"
+
+
+class Truncated(Never):
+    """The answer ended at the token limit."""
+
+    title = "Model answer truncated"
+
+
+class Filtered(Never):
+    """The provider's content filter held the answer back."""
+
+    title = "Model answer filtered"
+
+
+class NotTheJobsFault(ModelError):
+    """No job could succeed now; the attempt is not counted and intake should pause."""
+
+    title = "Model provider unavailable"
+
+
+class BadKey(NotTheJobsFault):
+    """The API key is missing, wrong or not allowed (401, 403)."""
+
+    title = "Model key rejected"
+
+
+class NoQuota(NotTheJobsFault):
+    """The account has no quota left (429 `insufficient_quota`)."""
+
+    title = "Model quota exhausted"
+
+
+class ProviderDown(NotTheJobsFault):
+    """The provider can't be reached at all."""
+
+    title = "Model provider unreachable"

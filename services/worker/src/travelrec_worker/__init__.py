@@ -1,0 +1,1 @@
+"""The worker side of travelrec: take, generate, store, signal."""
