@@ -1,0 +1,82 @@
+"""What the real tests need of this machine, where it is and what is missing."""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+DATA = Path(__file__).parent / "data"
+JAVA_VERSION = 17
+CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+class NotInstalledError(RuntimeError):
+    """A server of the real tests is missing; the message says how to get it."""
+
+
+@dataclass(frozen=True)
+class JavaServer:
+    """A server that Maven and javac put together from files of `data/`."""
+
+    name: str
+    title: str
+    files: tuple[str, ...]
+
+    @property
+    def folder(self) -> Path:
+        """Where it is once installed; the name follows the content of its files."""
+        digest = hashlib.sha256(b"".join((DATA / file).read_bytes() for file in self.files)).hexdigest()
+        return cache() / f"{self.name}-{digest[:12]}"
+
+    @property
+    def classpath(self) -> str:
+        """For `java -cp`; raises NotInstalledError when it is missing."""
+        if missing := self.missing():
+            raise NotInstalledError(missing)
+        return f"{self.folder}:{self.folder}/libs/*"
+
+    def missing(self) -> str | None:
+        """What is missing to start it, None when nothing is."""
+        if shutil.which("java") is None:
+            return f"{self.title}: no `java` on the PATH (needs Java {JAVA_VERSION})"
+        if not self.folder.is_dir():
+            return f"{self.title}: not installed; run `task servers` (needs Java {JAVA_VERSION} and Maven)"
+        return None
+
+
+KAFKA = JavaServer("kafka", "Kafka 4.1.0", ("kafka.pom.xml",))
+MONGO = JavaServer("mongo", "MongoDB protocol", ("mongo.pom.xml", "MongoDev.java"))
+
+
+def cache() -> Path:
+    """The folder outside the tree that holds the servers."""
+    return Path(
+        os.environ.get("TRAVELREC_TEST_CACHE") or Path.home() / ".cache" / "travelrec-tests"
+    ).resolve()
+
+
+def redis_missing() -> str | None:
+    """What is missing to start Redis, None when nothing is."""
+    return None if shutil.which("redis-server") else "Redis: no `redis-server` on the PATH"
+
+
+def chromium() -> str | None:
+    """The path of a Chromium or Chrome, None when there is none."""
+    return next(filter(None, map(shutil.which, CHROMIUM_NAMES)), None)
+
+
+def chromium_missing() -> str | None:
+    """What is missing to start a browser, None when nothing is."""
+    return None if chromium() else f"Chromium: none of {', '.join(CHROMIUM_NAMES)} on the PATH"
+
+
+# What a test may need, by the name it uses in `@pytest.mark.real(...)`: its title, and what is missing.
+NEEDS: dict[str, tuple[str, Callable[[], str | None]]] = {
+    "kafka": (KAFKA.title, KAFKA.missing),
+    "mongo": (MONGO.title, MONGO.missing),
+    "redis": ("Redis", redis_missing),
+    "chromium": ("Chromium", chromium_missing),
+    "processes": ("processes of ours", lambda: None),
+}
