@@ -1,17 +1,17 @@
 """Every error this project raises on purpose; a class says whose fault it is and whether trying again can help.
 
-    TravelrecError
-    ├── InvalidInput            the caller's: said back in the words of the field
-    ├── BadSetting              the operator's: one line, exit code 2
-    ├── Undecodable             a message nobody here wrote: dead letter
-    ├── Unavailable             a neighbour's, for now: wait and try again
-    │   ├── StoreUnavailable
-    │   ├── BrokerUnavailable
-    │   └── SignalUnavailable
-    └── ModelError              the model's
-        ├── TryAgain            costs an attempt: RateLimited, ModelBusy, ModelTimeout, BrokenOutput
-        ├── Never               fails the job: BadModelRequest, Refused, Truncated, Filtered
-        └── NotTheJobsFault     costs the job nothing: BadKey, NoQuota, ProviderDown
+TravelrecError
+├── InvalidInput            the caller's: said back in the words of the field
+├── BadSetting              the operator's: one line, exit code 2
+├── Undecodable             a message nobody here wrote: dead letter
+├── Unavailable             a neighbour's, for now: wait and try again
+│   ├── StoreUnavailable
+│   ├── BrokerUnavailable
+│   └── SignalUnavailable
+└── ModelError              the model's
+    ├── TryAgain            costs an attempt: RateLimited, ModelBusy, ModelTimeout, BrokenOutput
+    ├── Never               fails the job: BadModelRequest, Refused, Truncated, Filtered
+    └── NotTheJobsFault     costs the job nothing: BadKey, NoQuota, ProviderDown
 """
 
 

@@ -1,0 +1,3 @@
+"""Three things to do in a country in a season."""
+
+NAME = "recommendation"

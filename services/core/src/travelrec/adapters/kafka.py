@@ -1,0 +1,403 @@
+"""Broker and signals over Kafka, with aiokafka.
+
+Publishing is at least once (`acks=all`, not idempotent: a claim makes a repeat harmless, and a producer without a
+sequence has nothing to lose when the broker is away for long). Keyless messages go out as whole batches, a partition
+each, which costs a tenth of sending them one by one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import itertools
+import logging
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from typing import Any  # aiokafka ships no types
+
+from aiokafka import (
+    AIOKafkaConsumer,
+    AIOKafkaProducer,
+    ConsumerRebalanceListener,
+    OffsetAndMetadata,
+    TopicPartition,
+)
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import (
+    CommitFailedError,
+    IllegalStateError,
+    KafkaError,
+    TopicAlreadyExistsError,
+    for_code,
+)
+
+from travelrec.errors import BrokerUnavailable, SignalUnavailable, Unavailable, Undecodable
+from travelrec.offsets import Offsets
+from travelrec.wire import Message, Signal, decode_signals, encode_signals
+
+log = logging.getLogger(__name__)
+
+_COMMIT_EVERY_S = 0.1
+_BATCH_BYTES = 512 * 1024
+_SPREAD = 16  # messages that share a batch before the next partition gets its turn
+_NOWHERE = TopicPartition("", -1)
+
+
+class KafkaBroker:
+    """See `ports.Broker`; made by `opened`. The servers may be away: every call says so in its time."""
+
+    def __init__(self, servers: str, *, partitions: int, timeout_s: float, tls: bool) -> None:
+        self._options: dict[str, Any] = {
+            "bootstrap_servers": servers.split(","),
+            "request_timeout_ms": int(timeout_s * 1000),
+            "security_protocol": "SSL" if tls else "PLAINTEXT",
+            "ssl_context": ssl.create_default_context() if tls else None,
+        }
+        self._partitions = partitions
+        self._timeout_s = timeout_s
+        self._producer: AIOKafkaProducer | None = None
+        self._starting = asyncio.Lock()
+        self._ensured: set[str] = set()
+        self._turn = itertools.count()
+
+    @classmethod
+    @asynccontextmanager
+    async def opened(
+        cls, servers: str, *, partitions: int = 6, timeout_s: float = 5.0, tls: bool = False
+    ) -> AsyncIterator[KafkaBroker]:
+        """A broker at `servers` (`host:port,…`); makes missing topics with `partitions` partitions."""
+        broker = cls(servers, partitions=partitions, timeout_s=timeout_s, tls=tls)
+        try:
+            yield broker
+        finally:
+            if broker._producer is not None:
+                with suppress(TimeoutError, KafkaError):
+                    await asyncio.wait_for(broker._producer.stop(), timeout_s)
+
+    async def publish(self, topic: str, messages: Sequence[Message]) -> None:
+        """See `ports.Broker`."""
+        with _translated(BrokerUnavailable):
+            async with asyncio.timeout(self._timeout_s):
+                producer = await self._started(topic)
+                sent = [*await self._send_keyless(producer, topic, [m for m in messages if m.key is None])]
+                for message in messages:
+                    if message.key is not None:
+                        key = message.key.encode()
+                        sent.append(
+                            await producer.send(topic, message.value, key=key, headers=_headers(message))
+                        )
+                await asyncio.gather(*sent)
+
+    async def _send_keyless(
+        self, producer: AIOKafkaProducer, topic: str, messages: Sequence[Message]
+    ) -> list[asyncio.Future[Any]]:
+        sent = []
+        places = sorted(await producer.partitions_for(topic))
+        rest = list(messages)
+        while rest:
+            batch = producer.create_batch()
+            share = max(_SPREAD, -(-len(messages) // len(places)))
+            while (
+                rest
+                and batch.record_count() < share
+                and batch.append(key=None, value=rest[0].value, timestamp=None, headers=_headers(rest[0]))
+            ):
+                rest.pop(0)
+            batch.close()
+            place = places[next(self._turn) % len(places)]
+            sent.append(await producer.send_batch(batch, topic, partition=place))
+        return sent
+
+    @asynccontextmanager
+    async def subscribe(self, topic: str, group: str) -> AsyncIterator[_KafkaSubscription]:
+        """See `ports.Broker`."""
+        await self._until_there(topic)
+        consumer = AIOKafkaConsumer(
+            **self._options,
+            group_id=group,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            session_timeout_ms=15_000,
+            heartbeat_interval_ms=3_000,
+            rebalance_timeout_ms=60_000,
+            max_poll_interval_ms=120_000,
+            fetch_max_wait_ms=1_000,
+        )
+        subscription = _KafkaSubscription(consumer)
+        async with AsyncExitStack() as stack:
+            await _retried(consumer.start, "joining the group")
+            stack.push_async_callback(_stop, consumer, self._timeout_s)
+            consumer.subscribe([topic], listener=subscription)
+            stack.push_async_callback(subscription.leave)
+            yield subscription
+
+    async def waiting(self, topic: str, group: str) -> int:
+        """See `ports.Broker`."""
+        with _translated(BrokerUnavailable):
+            async with asyncio.timeout(self._timeout_s), self._admin() as admin:
+                committed = await admin.list_consumer_group_offsets(group)
+                consumer = AIOKafkaConsumer(**self._options)
+                await consumer.start()
+                try:
+                    found = consumer.partitions_for_topic(topic) or await self._partitions_of(consumer, topic)
+                    places = [TopicPartition(topic, place) for place in found]
+                    ends = await consumer.end_offsets(places)
+                    starts = await consumer.beginning_offsets(places)
+                finally:
+                    await consumer.stop()
+        marks = {place: mark.offset for place, mark in committed.items()}
+        return sum(max(0, ends[place] - max(marks.get(place, 0), starts[place])) for place in places)
+
+    async def _partitions_of(self, consumer: AIOKafkaConsumer, topic: str) -> set[int]:
+        await consumer._client._wait_on_metadata(topic)
+        return consumer.partitions_for_topic(topic) or set()
+
+    async def ping(self) -> None:
+        """See `ports.Broker`."""
+        with _translated(BrokerUnavailable):
+            async with asyncio.timeout(self._timeout_s):
+                producer = await self._started(None)
+                await producer.client.fetch_all_metadata()
+
+    async def _until_there(self, topic: str) -> None:
+        async def make() -> None:
+            async with asyncio.timeout(self._timeout_s):
+                await self._ensure(topic)
+
+        await _retried(make, f"looking for topic {topic}")
+
+    async def _started(self, topic: str | None) -> AIOKafkaProducer:
+        if self._producer is None:
+            async with self._starting:
+                if self._producer is None:
+                    producer = AIOKafkaProducer(
+                        **self._options, acks="all", linger_ms=0, max_batch_size=_BATCH_BYTES
+                    )
+                    try:
+                        await producer.start()
+                    except BaseException:
+                        await producer.stop()
+                        raise
+                    self._producer = producer
+        if topic is not None and topic not in self._ensured:
+            await self._ensure(topic)
+        return self._producer
+
+    async def _ensure(self, topic: str) -> None:
+        if topic in self._ensured:
+            return
+        async with self._admin() as admin:
+            made = await admin.create_topics([NewTopic(topic, self._partitions, -1)])
+        code = made.topic_errors[0][1]
+        if code not in (0, TopicAlreadyExistsError.errno):
+            raise for_code(code)(f"topic {topic}: {made.topic_errors[0][2]}")
+        self._ensured.add(topic)
+
+    @asynccontextmanager
+    async def _admin(self) -> AsyncIterator[AIOKafkaAdminClient]:
+        admin = AIOKafkaAdminClient(**self._options)
+        try:
+            await admin.start()
+            yield admin
+        finally:
+            await admin.close()
+
+    @asynccontextmanager
+    async def reader(self, topic: str) -> AsyncIterator[AIOKafkaConsumer]:
+        """A consumer of all of `topic` from now on, in no group."""
+        await self._until_there(topic)
+        consumer = AIOKafkaConsumer(
+            **self._options, auto_offset_reset="latest", enable_auto_commit=False, fetch_max_wait_ms=1_000
+        )
+        async with AsyncExitStack() as stack:
+            await _retried(consumer.start, f"reading {topic}")
+            stack.push_async_callback(_stop, consumer, self._timeout_s)
+            places = [TopicPartition(topic, p) for p in await self._partitions_of(consumer, topic)]
+            consumer.assign(places)
+            await _retried(lambda: consumer.seek_to_end(*places), f"reading {topic}")
+            for place in places:
+                await consumer.position(place)  # so that "from now on" has begun when this returns
+            yield consumer
+
+
+class _KafkaDelivery:
+    """See `ports.Delivery`."""
+
+    __slots__ = ("_offset", "_offsets", "_subscription", "message")
+
+    def __init__(
+        self, message: Message, offset: int, offsets: Offsets, subscription: _KafkaSubscription
+    ) -> None:
+        self.message = message
+        self._offset = offset
+        self._offsets = offsets
+        self._subscription = subscription
+
+    def acknowledge(self) -> None:
+        self._offsets.finished(self._offset)
+        self._subscription.wake()
+
+
+class _KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships no types
+    """See `ports.Subscription`. Offsets are committed a little later, and before partitions are given up."""
+
+    def __init__(self, consumer: AIOKafkaConsumer) -> None:
+        self._consumer = consumer
+        self._offsets: dict[TopicPartition, Offsets] = {}
+        self._dirty = asyncio.Event()
+        self._committing = asyncio.create_task(self._commit_now_and_then())
+
+    async def take(self, limit: int, timeout_s: float) -> list[_KafkaDelivery]:
+        with _translated(BrokerUnavailable):
+            if limit <= 0:
+                # a turn that drains nothing: it resets the clock of max.poll.interval and keeps the buffer
+                await self._consumer.getmany(_NOWHERE, timeout_ms=0)
+                return []
+            found = await self._consumer.getmany(timeout_ms=int(timeout_s * 1000), max_records=limit)
+        deliveries = []
+        for place, records in found.items():
+            offsets = self._offsets.setdefault(place, Offsets())
+            for record in records:
+                offsets.taken(record.offset)
+                deliveries.append(_KafkaDelivery(_message(record), record.offset, offsets, self))
+        return deliveries
+
+    def wake(self) -> None:
+        self._dirty.set()
+
+    async def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
+        """Called by aiokafka before a rebalance: what is finished is noted, the rest belongs to the next owner."""
+        await self._commit()
+        for place in revoked:
+            self._offsets.pop(place, None)
+
+    async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
+        """Called by aiokafka after a rebalance."""
+        for place in assigned:
+            self._offsets.pop(place, None)
+
+    async def leave(self) -> None:
+        self._committing.cancel()
+        await asyncio.gather(self._committing, return_exceptions=True)
+        await self._commit()
+
+    async def _commit_now_and_then(self) -> None:
+        while True:
+            await self._dirty.wait()
+            await asyncio.sleep(_COMMIT_EVERY_S)
+            self._dirty.clear()
+            await self._commit()
+
+    async def _commit(self) -> None:
+        assigned = self._consumer.assignment()
+        positions = {
+            place: position
+            for place, offsets in self._offsets.items()
+            if place in assigned and (position := offsets.committable()) is not None
+        }
+        if not positions:
+            return
+        try:
+            async with asyncio.timeout(10.0):
+                await self._consumer.commit({p: OffsetAndMetadata(at, "") for p, at in positions.items()})
+        except (CommitFailedError, IllegalStateError, KafkaError, TimeoutError) as error:
+            # not noted: those messages come again and their jobs are found claimed or finished
+            log.warning("offsets were not committed: %s", error or type(error).__name__)
+            return
+        for place, position in positions.items():
+            if place in self._offsets:
+                self._offsets[place].committed(position)
+
+
+class KafkaSignals:
+    """See `ports.Signals`; one topic that every listener reads whole."""
+
+    def __init__(self, broker: KafkaBroker, topic: str) -> None:
+        self._broker = broker
+        self._topic = topic
+
+    async def announce(self, signals: Sequence[Signal]) -> None:
+        """See `ports.Signals`."""
+        try:
+            await self._broker.publish(self._topic, [Message(encode_signals(signals))])
+        except BrokerUnavailable as error:
+            raise SignalUnavailable(str(error)) from error
+
+    @asynccontextmanager
+    async def listen(self, hear: Callable[[Sequence[Signal]], Awaitable[None] | None]) -> AsyncIterator[None]:
+        """See `ports.Signals`. Returns at once when the broker is away and begins when it is back."""
+        task = asyncio.create_task(self._read(hear, ready := asyncio.Event()))
+        try:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(ready.wait(), 10.0)
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _read(
+        self, hear: Callable[[Sequence[Signal]], Awaitable[None] | None], ready: asyncio.Event
+    ) -> None:
+        while True:
+            try:
+                async with self._broker.reader(self._topic) as consumer:
+                    ready.set()
+                    async for record in consumer:
+                        await _tell(hear, record.value)
+            except KafkaError as error:
+                log.warning("signals are not heard for now: %s", error)
+                await asyncio.sleep(1.0)
+
+    async def ping(self) -> None:
+        """See `ports.Signals`."""
+        try:
+            await self._broker.ping()
+        except BrokerUnavailable as error:
+            raise SignalUnavailable(str(error)) from error
+
+
+async def _tell(hear: Callable[[Sequence[Signal]], Awaitable[None] | None], value: bytes) -> None:
+    try:
+        answer = hear(decode_signals(value))
+    except Undecodable as error:
+        log.warning("a signal was skipped: %s", error)
+        return
+    if inspect.isawaitable(answer):
+        await answer
+
+
+async def _retried(call: Callable[[], Awaitable[object]], doing: str) -> None:
+    """Calls until the servers answer; says that it waits."""
+    for tried in itertools.count():
+        try:
+            await call()
+        except (KafkaError, OSError, TimeoutError) as error:
+            log.warning("Kafka does not answer while %s; trying again: %s", doing, error or "time-out")
+            await asyncio.sleep(min(5.0, 0.25 * 2 ** min(tried, 5)))
+        else:
+            return
+
+
+async def _stop(consumer: AIOKafkaConsumer, timeout_s: float) -> None:
+    with suppress(TimeoutError, KafkaError):
+        await asyncio.wait_for(consumer.stop(), timeout_s)
+
+
+@contextmanager
+def _translated(to: type[Unavailable]) -> Iterator[None]:
+    try:
+        yield
+    except (KafkaError, OSError, TimeoutError) as error:
+        raise to(f"Kafka: {error or 'no answer in time'}") from error
+
+
+def _message(record: Any) -> Message:
+    headers = {name: value.decode("utf-8", "replace") for name, value in record.headers}
+    return Message(
+        record.value or b"", headers, record.key.decode("utf-8", "replace") if record.key else None
+    )
+
+
+def _headers(message: Message) -> list[tuple[str, bytes]]:
+    return [(name, value.encode()) for name, value in message.headers.items()]

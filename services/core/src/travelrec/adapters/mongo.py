@@ -1,0 +1,292 @@
+"""The store in MongoDB: every move of `travelrec.job` as one conditional update, so any number of processes may race.
+
+Runs on MongoDB 5 and newer, stand-alone, replica set or sharded by `_id`; uses no transactions, pipeline updates or
+change streams. Bulk claims and takes mark their documents with a fresh token and read back what they won.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any  # the two drivers share their calls, not a type
+
+from pymongo import ASCENDING, InsertOne, UpdateOne, WriteConcern
+from pymongo.errors import BulkWriteError, ConfigurationError, InvalidURI, PyMongoError
+
+from travelrec.adapters.records import Record, from_record, to_record, try_to_record
+from travelrec.errors import BadSetting, StoreUnavailable
+from travelrec.job import (
+    IDEMPOTENCY_S,
+    Completed,
+    Failed,
+    HandedBack,
+    Job,
+    Outcome,
+    Phase,
+    Retry,
+    Settlement,
+    Status,
+    new_uid,
+)
+
+_PENDING = {"status": Status.PENDING.value}
+_DUPLICATE_KEY = 11000
+
+
+def client(url: str, driver: str, timeout_s: float) -> Any:
+    """The one place that makes a MongoDB client: Motor, or with `driver` "pymongo" PyMongo's own asynchronous one."""
+    options: dict[str, Any] = {
+        "serverSelectionTimeoutMS": int(timeout_s * 1000),
+        "connectTimeoutMS": int(timeout_s * 1000),
+        "timeoutMS": int(timeout_s * 1000),
+        "retryWrites": False,  # every call here may be repeated, and stand-alone servers don't have it
+        "maxPoolSize": 20,
+        "appname": "travelrec",
+    }
+    try:
+        if driver == "pymongo":
+            from pymongo import AsyncMongoClient  # noqa: PLC0415 - the driver that is not used is not loaded
+
+            return AsyncMongoClient(url, **options)
+        from motor.motor_asyncio import AsyncIOMotorClient  # noqa: PLC0415
+
+        return AsyncIOMotorClient(url, **options)
+    except (InvalidURI, ConfigurationError, ValueError) as error:
+        raise BadSetting(f"STORE_URL: {_without_password(str(error))}") from error
+
+
+class MongoStore:
+    """See `ports.Store`; made by `opened`."""
+
+    def __init__(self, collection: Any, retention_s: float) -> None:
+        self._jobs = collection
+        self._retention_s = retention_s
+        self._indexed = False
+
+    @classmethod
+    @asynccontextmanager
+    async def opened(
+        cls, url: str, *, driver: str = "motor", timeout_s: float = 5.0, retention_s: float = 7 * 86400.0
+    ) -> AsyncIterator[MongoStore]:
+        """The store in the database that `url` names (default `travelrec`); the server may still be away."""
+        made = client(url, driver, timeout_s)
+        try:
+            concern = WriteConcern(w="majority", j=True)
+            database = made.get_default_database("travelrec")
+            yield cls(database.get_collection("jobs", write_concern=concern), retention_s)
+        finally:
+            closing = made.close()
+            if closing is not None:
+                await closing
+
+    async def accept(self, jobs: Sequence[Job], now: float) -> list[Job]:
+        """See `ports.Store`."""
+        await self._make_indexes()
+        refused = await self._insert(jobs)
+        accepted = list(jobs)
+        for index in refused:
+            accepted[index] = await self._standing(jobs[index], now)
+        return accepted
+
+    async def _insert(self, jobs: Sequence[Job]) -> list[int]:
+        """Inserts what it can; answers the places of those that a unique key refused."""
+        try:
+            with _translated():
+                await self._jobs.bulk_write(
+                    [InsertOne({"_id": job.uid, **to_record(job)}) for job in jobs], ordered=False
+                )
+        except BulkWriteError as error:
+            errors = (error.details or {}).get("writeErrors", [])
+            if not errors or any(e.get("code") != _DUPLICATE_KEY for e in errors):
+                raise StoreUnavailable(f"MongoDB refused a write: {error}") from error
+            return [int(e["index"]) for e in errors]
+        return []
+
+    async def _standing(self, job: Job, now: float) -> Job:
+        """The job that stands in the way of inserting `job`, or `job` itself once an expired key has been freed."""
+        fresh = {"idempotency_key": job.idempotency_key, "created_at": {"$gt": now - IDEMPOTENCY_S}}
+        for _ in range(3):
+            with _translated():
+                found = await self._jobs.find_one({"$or": [{"_id": job.uid}, fresh]})
+                if found is not None:
+                    return _job(found)
+                await self._jobs.update_many(
+                    {"idempotency_key": job.idempotency_key, "created_at": {"$lte": now - IDEMPOTENCY_S}},
+                    {"$unset": {"idempotency_key": ""}},
+                )
+            if not await self._insert([job]):
+                return job
+        raise StoreUnavailable("an idempotency key changes hands too often")
+
+    async def get(self, uids: Sequence[str]) -> dict[str, Job]:
+        """See `ports.Store`."""
+        return {job.uid: job for job in await self._find({"_id": {"$in": list(uids)}})}
+
+    async def claim(self, uids: Sequence[str], token: str, now: float, until: float) -> list[Job]:
+        """See `ports.Store`."""
+        ids = list(dict.fromkeys(uids))
+        ready = [
+            {"phase": {"$in": [Phase.ACCEPTED.value, Phase.QUEUED.value]}},
+            {"due_at": {"$lte": now}},
+        ]
+        lease = {"phase": Phase.RUNNING.value, "token": token, "due_at": until}
+        with _translated():
+            await self._jobs.update_many(
+                {"_id": {"$in": ids}, **_PENDING, "$or": ready},
+                {"$set": lease, "$inc": {"claims": 1}, "$unset": {"settled": ""}},
+            )
+        return await self._find({"_id": {"$in": ids}, "token": token})
+
+    async def renew(self, leases: Sequence[tuple[str, str]], until: float) -> set[str]:
+        """See `ports.Store`."""
+        held = {
+            "_id": {"$in": [uid for uid, _ in leases]},
+            "token": {
+                "$in": list({token for _, token in leases})
+            },  # a token is of one claim, so of one holder
+            **_PENDING,
+        }
+        with _translated():
+            done = await self._jobs.update_many(
+                held, {"$set": {"phase": Phase.RUNNING.value, "due_at": until}}
+            )
+            if done.matched_count == len(leases):
+                return {uid for uid, _ in leases}
+            return {found["_id"] for found in await self._jobs.find(held, {"_id": 1}).to_list(None)}
+
+    async def settle(self, settlements: Sequence[Settlement], now: float) -> set[str]:
+        """See `ports.Store`."""
+        updates = [
+            UpdateOne({"_id": s.uid, "token": s.token, **_PENDING}, self._settlement(s.token, s.outcome, now))
+            for s in settlements
+        ]
+        uids = {s.uid for s in settlements}
+        with _translated():
+            done = await self._jobs.bulk_write(updates, ordered=False)
+            if done.matched_count == len(settlements):
+                return uids
+            found = await self._jobs.find({"_id": {"$in": list(uids)}}, {"settled": 1}).to_list(None)
+        stand = {record["_id"]: record.get("settled") for record in found}
+        return {s.uid for s in settlements if stand.get(s.uid) == s.token}
+
+    def _settlement(self, token: str, outcome: Outcome, now: float) -> Record:
+        ended: Record = {"ended_at": now, "due_at": now + self._retention_s, "settled": token}
+        gone = {"token": "", "phase": ""}
+        match outcome:
+            case Completed(result):
+                changes = {**ended, "status": Status.COMPLETED.value, "result": dict(result)}
+                return {"$set": changes, "$unset": gone}
+            case Failed(last):
+                changes = {
+                    **ended,
+                    "status": Status.FAILED.value,
+                    "error": last.error,
+                    "message": last.message,
+                }
+                return {"$set": changes, "$unset": gone, "$push": {"tries": try_to_record(last)}}
+            case Retry(due_at, last):
+                waits: Record = {
+                    "$set": {"phase": Phase.WAITING.value, "due_at": due_at, "settled": token},
+                    "$unset": {"token": ""},
+                }
+                return waits if last is None else {**waits, "$push": {"tries": try_to_record(last)}}
+            case HandedBack():
+                return {
+                    "$set": {"phase": Phase.WAITING.value, "due_at": now, "settled": token},
+                    "$unset": {"token": ""},
+                    "$inc": {"claims": -1},
+                }
+
+    async def cancel(self, uid: str, now: float, message: str) -> tuple[Job | None, bool]:
+        """See `ports.Store`."""
+        changes = {
+            "status": Status.CANCELLED.value,
+            "message": message,
+            "ended_at": now,
+            "due_at": now + self._retention_s,
+        }
+        with _translated():
+            done = await self._jobs.update_one(
+                {"_id": uid, **_PENDING}, {"$set": changes, "$unset": {"token": "", "phase": ""}}
+            )
+        return (await self.get([uid])).get(uid), done.matched_count == 1
+
+    async def published(self, uids: Sequence[str], due_at: float) -> None:
+        """See `ports.Store`."""
+        with _translated():
+            await self._jobs.update_many(
+                {"_id": {"$in": list(uids)}, **_PENDING, "phase": Phase.ACCEPTED.value},
+                {"$set": {"phase": Phase.QUEUED.value, "due_at": due_at}},
+            )
+
+    async def take_due(self, now: float, until: float, limit: int) -> list[Job]:
+        """See `ports.Store`."""
+        late = {**_PENDING, "due_at": {"$lte": now}}
+        with _translated():
+            found = (
+                await self._jobs.find(late, {"_id": 1}).sort("due_at", ASCENDING).limit(limit).to_list(None)
+            )
+            ids = [record["_id"] for record in found]
+            if not ids:
+                return []
+            token = new_uid()
+            taken = {"due_at": until, "taken": token}
+            queued = {"phase": Phase.QUEUED.value}
+            unqueued = {"phase": {"$ne": Phase.QUEUED.value}}
+            mine = {"_id": {"$in": ids}, **late}
+            await self._jobs.update_many({**mine, **queued}, {"$set": taken})
+            await self._jobs.update_many(
+                {**mine, **unqueued}, {"$set": {**taken, "phase": Phase.ACCEPTED.value}}
+            )
+        place = {uid: index for index, uid in enumerate(ids)}
+        return sorted(
+            await self._find({"_id": {"$in": ids}, "taken": token, **_PENDING}),
+            key=lambda job: place[job.uid],
+        )
+
+    async def purge(self, now: float, limit: int) -> int:
+        """See `ports.Store`."""
+        old = {"status": {"$ne": Status.PENDING.value}, "due_at": {"$lte": now}}
+        with _translated():
+            found = await self._jobs.find(old, {"_id": 1}).limit(limit).to_list(None)
+            if not found:
+                return 0
+            done = await self._jobs.delete_many({"_id": {"$in": [record["_id"] for record in found]}, **old})
+        return int(done.deleted_count)
+
+    async def ping(self) -> None:
+        """See `ports.Store`."""
+        with _translated():
+            await self._jobs.database.command("ping")
+
+    async def _find(self, query: Mapping[str, Any]) -> list[Job]:
+        with _translated():
+            return [_job(record) for record in await self._jobs.find(query).to_list(None)]
+
+    async def _make_indexes(self) -> None:
+        if self._indexed:
+            return
+        with _translated():
+            await self._jobs.create_index([("status", ASCENDING), ("due_at", ASCENDING)])
+            await self._jobs.create_index("idempotency_key", unique=True, sparse=True)
+        self._indexed = True
+
+
+def _job(record: Mapping[str, Any]) -> Job:
+    return from_record(record["_id"], record)
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """The driver's errors in this project's words; a bulk write's own error is for the caller to read."""
+    try:
+        yield
+    except BulkWriteError:
+        raise
+    except PyMongoError as error:
+        raise StoreUnavailable(f"MongoDB: {_without_password(str(error))[:300]}") from error
+
+
+def _without_password(text: str) -> str:
+    return re.sub(r"//[^/@\s]*@", "//***@", text)

@@ -1,0 +1,143 @@
+"""The model over the OpenAI SDK: one `ask`, one HTTP request.
+
+The SDK's answer objects cost more CPU than everything else in a worker, so its raw response is taken and the few
+fields that count are read from the JSON. Retries are this project's own; the SDK's are off.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any  # a provider's JSON
+
+import openai
+from openai import AsyncOpenAI, DefaultAioHttpClient
+
+from travelrec.errors import (
+    BadKey,
+    BadModelRequest,
+    BrokenOutput,
+    Filtered,
+    ModelBusy,
+    ModelError,
+    ModelTimeout,
+    NoQuota,
+    ProviderDown,
+    RateLimited,
+    Refused,
+    Truncated,
+)
+from travelrec.ports import Answer, Question
+from travelrec.retry import retry_after_s
+
+_UNREACHABLE = ("ConnectError", "ConnectTimeout", "UnsupportedProtocol")
+
+
+class OpenAIModel:
+    """See `ports.Model`; made by `opened`."""
+
+    def __init__(self, client: AsyncOpenAI, model: str) -> None:
+        self._create = client.chat.completions.with_raw_response.create
+        self._model = model
+        self._formats: dict[str, Any] = {}
+
+    @classmethod
+    @asynccontextmanager
+    async def opened(
+        cls, *, api_key: str, base_url: str | None, model: str, connections: int
+    ) -> AsyncIterator[OpenAIModel]:
+        """A client with up to `connections` calls in flight; nothing is sent before the first `ask`."""
+        http = DefaultAioHttpClient(
+            limits=openai.DEFAULT_CONNECTION_LIMITS.__class__(
+                max_connections=connections, max_keepalive_connections=connections
+            )
+        )
+        async with AsyncOpenAI(api_key=api_key, base_url=base_url, max_retries=0, http_client=http) as client:
+            yield cls(client, model)
+
+    async def ask(self, question: Question, timeout_s: float) -> Answer:
+        """See `ports.Model`."""
+        try:
+            raw = await self._create(
+                model=self._model,
+                messages=[
+                    {"role": "system", "content": question.system},
+                    {"role": "user", "content": question.user},
+                ],
+                response_format=self._format(question),
+                max_completion_tokens=question.max_tokens,
+                timeout=timeout_s,
+            )
+        except openai.OpenAIError as error:
+            raise _translated(error) from error
+        try:
+            return _answer(json.loads(raw.http_response.content))
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise BrokenOutput(
+                "The model's server answered with something else than a completion."
+            ) from error
+
+    def _format(self, question: Question) -> Any:
+        if question.schema_name not in self._formats:
+            self._formats[question.schema_name] = {
+                "type": "json_schema",
+                "json_schema": {
+                    "name": question.schema_name,
+                    "strict": True,
+                    "schema": dict(question.schema),
+                },
+            }
+        return self._formats[question.schema_name]
+
+
+def _answer(body: Mapping[str, Any]) -> Answer:
+    choice = body["choices"][0]
+    message = choice["message"]
+    if message.get("refusal"):
+        raise Refused("The model refused to answer.")
+    match choice.get("finish_reason"):
+        case "length":
+            raise Truncated("The model's answer was cut off at its token limit.")
+        case "content_filter":
+            raise Filtered("The provider's content filter held the answer back.")
+    usage = body.get("usage") or {}
+    return Answer(
+        text=message["content"] or "",
+        model=str(body.get("model", "")),
+        input_tokens=int(usage.get("prompt_tokens", 0)),
+        output_tokens=int(usage.get("completion_tokens", 0)),
+    )
+
+
+def _translated(error: openai.OpenAIError) -> ModelError:
+    """The SDK's errors in this project's; their texts may quote the request, so none of them is passed on."""
+    match error:
+        case openai.APITimeoutError():
+            return ModelTimeout("The model did not answer in time.")
+        case openai.APIStatusError():
+            return _by_status(error)
+        case openai.APIConnectionError() if type(error.__cause__).__name__ in _UNREACHABLE:
+            return ProviderDown("The model's server can't be reached.")
+        case openai.APIConnectionError():
+            return ModelBusy("The connection to the model broke.")
+        case _:
+            return ModelBusy("The model's answer could not be read.")
+
+
+def _by_status(error: openai.APIStatusError) -> ModelError:
+    wish = retry_after_s({name.lower(): value for name, value in error.response.headers.items()}, time.time())
+    match error.status_code:
+        case 401 | 403:
+            return BadKey("The model's server rejects the API key.")
+        case 429 if error.code == "insufficient_quota":
+            return NoQuota("The account at the model's provider has no quota left.")
+        case 429:
+            return RateLimited("The model's server asks for fewer requests.", retry_after_s=wish)
+        case 408 | 409 | 425:
+            return ModelBusy(f"The model's server answered {error.status_code}.", retry_after_s=wish)
+        case status if status >= 500:  # noqa: PLR2004 - HTTP's server errors
+            return ModelBusy(f"The model's server answered {status}.", retry_after_s=wish)
+        case status:
+            return BadModelRequest(f"The model's server rejects the request ({status}).")

@@ -1,0 +1,122 @@
+"""Opens what the settings name: the URL's scheme picks the adapter, and only that one is imported."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+from travelrec.errors import BadSetting
+from travelrec.ports import Broker, Model, Signals, Store
+from travelrec.settings import Settings
+from travelrec.wire import SIGNALS_TOPIC
+
+# ruff: noqa: PLC0415 - an adapter that is not used is not imported, and need not be installed
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The neighbours of a process."""
+
+    store: Store
+    broker: Broker
+    signals: Signals
+
+
+@asynccontextmanager
+async def opened_parts(settings: Settings) -> AsyncIterator[Parts]:
+    """Store, broker and signals; servers may still be away. Raises `BadSetting` or, for SQLite, `StoreUnavailable`."""
+    async with AsyncExitStack() as stack:
+        store = await stack.enter_async_context(_store(settings))
+        broker = await stack.enter_async_context(_broker(settings, settings.broker_url))
+        signals = await stack.enter_async_context(_signals(settings, broker))
+        yield Parts(store, broker, signals)
+
+
+@asynccontextmanager
+async def _store(settings: Settings) -> AsyncIterator[Store]:
+    match settings.store_url.partition("://")[0]:
+        case "memory":
+            from travelrec.adapters.memory import MemoryStore
+
+            yield MemoryStore(settings.job_retention_s)
+        case "sqlite":
+            from travelrec.adapters.sqlite import SqliteStore
+
+            async with SqliteStore.opened(settings.sqlite_path, settings.job_retention_s) as sqlite:
+                yield sqlite
+        case scheme:
+            try:
+                from travelrec.adapters.mongo import MongoStore
+            except ImportError as error:
+                raise _missing("STORE_URL", scheme, "mongo") from error
+            async with MongoStore.opened(
+                settings.store_url,
+                driver=settings.mongo_driver,
+                timeout_s=settings.neighbour_timeout_s,
+                retention_s=settings.job_retention_s,
+            ) as mongo:
+                yield mongo
+
+
+@asynccontextmanager
+async def _broker(settings: Settings, url: str) -> AsyncIterator[Broker]:
+    scheme, _, rest = url.partition("://")
+    if scheme == "memory":
+        from travelrec.adapters.memory import MemoryBroker
+
+        yield MemoryBroker()
+        return
+    try:
+        from travelrec.adapters.kafka import KafkaBroker
+    except ImportError as error:
+        raise _missing("BROKER_URL", scheme, "kafka") from error
+    async with KafkaBroker.opened(
+        rest.rstrip("/"),
+        partitions=settings.kafka_partitions,
+        timeout_s=settings.neighbour_timeout_s,
+        tls=scheme.endswith("+ssl"),
+    ) as kafka:
+        yield kafka
+
+
+@asynccontextmanager
+async def _signals(settings: Settings, broker: Broker) -> AsyncIterator[Signals]:
+    url = settings.signal_url or settings.broker_url
+    if url.startswith("memory:"):
+        from travelrec.adapters.memory import MemorySignals
+
+        yield MemorySignals()
+        return
+    from travelrec.adapters.kafka import KafkaBroker, KafkaSignals
+
+    async with AsyncExitStack() as stack:
+        if url != settings.broker_url:
+            broker = await stack.enter_async_context(_broker(settings, url))
+        if not isinstance(broker, KafkaBroker):
+            raise BadSetting("SIGNAL_URL: this broker can't carry signals")
+        yield KafkaSignals(broker, SIGNALS_TOPIC)
+
+
+@asynccontextmanager
+async def opened_model(settings: Settings) -> AsyncIterator[Model]:
+    """The model that the settings name; nothing is asked yet. Raises `BadSetting` when they name none."""
+    if settings.offline_model:
+        raise BadSetting(
+            "OPENAI_API_KEY: is not set; set it, or OPENAI_BASE_URL to a compatible server"
+            " (`travelrec fake-openai` starts one)"
+        )
+    from travelrec.adapters.openai import OpenAIModel
+
+    key = settings.openai_api_key
+    async with OpenAIModel.opened(
+        api_key=key.get_secret_value() if key else "not-needed",
+        base_url=settings.openai_base_url,
+        model=settings.openai_model,
+        connections=settings.worker_concurrency,
+    ) as model:
+        yield model
+
+
+def _missing(setting: str, scheme: str, extra: str) -> BadSetting:
+    return BadSetting(f"{setting}: {scheme}:// needs the extra: pip install 'travelrec-core[{extra}]'")

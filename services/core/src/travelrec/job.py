@@ -1,0 +1,186 @@
+"""A job, its states, and the moves between them: pure, so that every store and every test shares one truth.
+
+    accept ──> ACCEPTED ──published──> QUEUED ──claim──> RUNNING ──settle──> completed | failed
+                  ^                                        │ │
+                  └──── due (lease ran out, back-off over) ┘ └─ retry ──> WAITING (until due_at)
+
+`due_at` is the one moment at which somebody has to look at the job again (seconds since the epoch): for an
+ACCEPTED job when its publish must have happened, for a RUNNING one when its lease ends, for a WAITING one when
+its back-off ends, and for a job that has ended when its record may be deleted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import TypeAlias
+
+import uuid_utils
+
+Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | None"
+Params: TypeAlias = Mapping[str, str]
+
+IDEMPOTENCY_S = 86400.0  # how long an Idempotency-Key stands for the job it made
+
+
+class Status(StrEnum):
+    """What a caller sees of a job."""
+
+    PENDING = "pending"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class Phase(StrEnum):
+    """Where a pending job is; an ended job is in none."""
+
+    ACCEPTED = "accepted"  # stored; nobody has seen its message acknowledged yet
+    QUEUED = "queued"  # its message stands in the broker
+    RUNNING = "running"  # a worker holds its lease until `due_at`
+    WAITING = "waiting"  # it backs off until `due_at`
+
+
+@dataclass(frozen=True, slots=True)
+class Try:
+    """One attempt that gave no result: when, and why in public words."""
+
+    at: float
+    error: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One accepted request, from its acceptance to its deletion; times are seconds since the epoch."""
+
+    uid: str
+    kind: str
+    params: Params
+    created_at: float
+    status: Status = Status.PENDING
+    phase: Phase | None = Phase.ACCEPTED
+    due_at: float = 0.0
+    token: str | None = None  # of the newest lease; a result is taken only from its holder
+    claims: int = 0
+    tries: tuple[Try, ...] = ()
+    result: Mapping[str, Json] | None = None
+    error: str | None = None  # why it failed or was cancelled: a short public title, and what to do
+    message: str | None = None
+    ended_at: float | None = None
+    idempotency_key: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)  # request id and trace context
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will happen to it."""
+        return self.status is not Status.PENDING
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """The outcome of a run that gave a result."""
+
+    result: Mapping[str, Json]
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The outcome of a run after which no other will follow."""
+
+    last: Try
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """The outcome of a run that is to be tried again at `due_at`; without `last` it cost no attempt."""
+
+    due_at: float
+    last: Try | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HandedBack:
+    """The outcome of a run that was stopped from outside: as if it had never been claimed."""
+
+
+Outcome: TypeAlias = Completed | Failed | Retry | HandedBack
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """What the holder of lease `token` reports of job `uid`."""
+
+    uid: str
+    token: str
+    outcome: Outcome
+
+
+def new_uid() -> str:
+    """A UUIDv7 as 32 lowercase hex digits: unique without asking anybody, and in order of time."""
+    return uuid_utils.uuid7().hex
+
+
+def is_uid(text: str) -> bool:
+    """Whether `text` has the form of a uid; says nothing about the job's existence."""
+    return len(text) == 32 and all(c in "0123456789abcdef" for c in text)  # noqa: PLR2004 - the form's length
+
+
+def claimable(job: Job, now: float) -> bool:
+    """Whether a message for `job` entitles its reader to run it: it waits for a worker, or its time has run out."""
+    return not job.ended and (job.phase in (Phase.ACCEPTED, Phase.QUEUED) or job.due_at <= now)
+
+
+def claimed(job: Job, token: str, until: float) -> Job:
+    """`job` under a new lease; the caller has checked that it is claimable."""
+    return replace(job, phase=Phase.RUNNING, token=token, due_at=until, claims=job.claims + 1)
+
+
+def published(job: Job, due_at: float) -> Job:
+    """`job` whose message stands in the broker; anything but a freshly accepted one is left alone."""
+    if job.phase is not Phase.ACCEPTED:
+        return job
+    return replace(job, phase=Phase.QUEUED, due_at=due_at)
+
+
+def due(job: Job, until: float) -> Job:
+    """`job` after its time has run out: to be published (again) before `until`. An old lease's result still counts."""
+    phase = Phase.QUEUED if job.phase is Phase.QUEUED else Phase.ACCEPTED
+    return replace(job, phase=phase, due_at=until)
+
+
+def settled(job: Job, outcome: Outcome, now: float, retention_s: float) -> Job:
+    """`job` after a run under its newest lease ended in `outcome`."""
+    match outcome:
+        case Completed(result):
+            return _ended(job, Status.COMPLETED, now, retention_s, result=result)
+        case Failed(last):
+            tries = (*job.tries, last)
+            return _ended(
+                job, Status.FAILED, now, retention_s, tries=tries, error=last.error, message=last.message
+            )
+        case Retry(due_at, last):
+            tries = job.tries if last is None else (*job.tries, last)
+            return replace(job, phase=Phase.WAITING, token=None, due_at=due_at, tries=tries)
+        case HandedBack():
+            return replace(job, phase=Phase.WAITING, token=None, due_at=now, claims=job.claims - 1)
+
+
+def cancelled(job: Job, now: float, retention_s: float, message: str) -> Job:
+    """`job` after its caller asked for its end; one that has ended already is left alone."""
+    if job.ended:
+        return job
+    return _ended(job, Status.CANCELLED, now, retention_s, message=message)
+
+
+def _ended(job: Job, status: Status, now: float, retention_s: float, **changes: object) -> Job:
+    return replace(
+        job,
+        status=status,
+        phase=None,
+        token=None,
+        due_at=now + retention_s,
+        ended_at=now,
+        **changes,  # type: ignore[arg-type]  # dataclasses.replace takes any field
+    )

@@ -1,0 +1,71 @@
+"""The answer of this kind: three distinct, plain sentences."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+
+from travelrec.errors import BrokenOutput
+from travelrec.job import Json
+
+COUNT = 3
+MAX_CHARS = 400
+
+SCHEMA: dict[str, Json] = {
+    "type": "object",
+    "properties": {
+        "recommendations": {
+            "type": "array",
+            "items": {"type": "string"},
+            "minItems": COUNT,
+            "maxItems": COUNT,
+        }
+    },
+    "required": ["recommendations"],
+    "additionalProperties": False,
+}
+
+_LEAD = re.compile(r"^\s*(?:[-*•]|\(?\d{1,2}[.)])\s+")
+_EMPHASIS = re.compile(r"(\*\*|__|`)(.+?)\1")
+_MARKUP = re.compile(r"</?[A-Za-z][^>]*>|\]\(|https?://|^#+\s|[`\x00-\x1f\x7f]|\*\*|__")
+_SENTENCE_END = re.compile(r"(?<![A-Z])(?<!\b[A-Z][a-z])(?<!\b(?:e\.g|i\.e))[.!?…][\"'”’)\]]*\s+(?=[A-Z\"“])")
+
+
+class _Recommendations(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+    recommendations: list[Annotated[str, StringConstraints(max_length=4 * MAX_CHARS)]]
+
+
+def read_answer(text: str) -> list[str]:
+    """The three recommendations in the model's `text`; raises `BrokenOutput`, whose message the model may be told.
+
+    Leading list marks, emphasis, quotes and stray blanks are taken off rather than paid for a second time.
+    """
+    try:
+        found = _Recommendations.model_validate_json(text).recommendations
+    except ValidationError as error:
+        raise BrokenOutput("The answer is not JSON of the schema that was asked for.") from error
+    if len(found) != COUNT:
+        raise BrokenOutput(f"The answer has {len(found)} recommendations instead of {COUNT}.")
+    tidy = [_tidy(one) for one in found]
+    for one in tidy:
+        if not one:
+            raise BrokenOutput("A recommendation is empty.")
+        if len(one) > MAX_CHARS:
+            raise BrokenOutput(f"A recommendation is longer than {MAX_CHARS} characters.")
+        if _MARKUP.search(one):
+            raise BrokenOutput("A recommendation is not plain text.")
+        if _SENTENCE_END.search(one):
+            raise BrokenOutput("A recommendation has more than one sentence.")
+    if len({one.casefold().rstrip(".!") for one in tidy}) != COUNT:
+        raise BrokenOutput("Two recommendations are the same.")
+    return tidy
+
+
+def _tidy(text: str) -> str:
+    text = _EMPHASIS.sub(r"\2", _LEAD.sub("", " ".join(text.split())))
+    if len(text) > 1 and (text[0], text[-1]) in {('"', '"'), ("“", "”"), ("'", "'")}:
+        text = text[1:-1]
+    return text.strip()

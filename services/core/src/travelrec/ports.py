@@ -1,0 +1,166 @@
+"""What the parts of travelrec ask of the world; each docstring is the contract that every adapter keeps.
+
+Rules for all: times are seconds since the epoch and are given by the caller. Every call ends within the adapter's
+own time-out. A neighbour that is away raises its `Unavailable`; a write in flight then may or may not stand, and
+repeating the same call with the same arguments is safe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from travelrec.job import Job, Json, Settlement
+from travelrec.wire import Message, Signal
+
+
+class Store(Protocol):
+    """The truth about jobs. Every method is atomic per job, whoever races; lists are worked in one go."""
+
+    async def accept(self, jobs: Sequence[Job], now: float) -> list[Job]:
+        """Makes `jobs` durable; the answer has the same length and order.
+
+        Where a younger than 24 h job with the same idempotency key stands, that one is answered instead and nothing
+        is written. A uid that stands already is this call repeated: it is answered as it stands.
+        """
+        ...
+
+    async def get(self, uids: Sequence[str]) -> dict[str, Job]:
+        """Those of `uids` that exist, as they stand; sees every write that has returned."""
+        ...
+
+    async def claim(self, uids: Sequence[str], token: str, now: float, until: float) -> list[Job]:
+        """Leases those of `uids` that are claimable at `now` (see `job.claimable`) under `token` until `until`.
+
+        Answers them as claimed; a `token` is new with every call, so each job is won by one call only.
+        """
+        ...
+
+    async def renew(self, leases: Sequence[tuple[str, str]], until: float) -> set[str]:
+        """Extends the (uid, token) leases that still stand; answers their uids. The others have been lost."""
+        ...
+
+    async def settle(self, settlements: Sequence[Settlement], now: float) -> set[str]:
+        """Writes what runs came to: only under the job's newest token, only onto a pending job.
+
+        Answers the uids whose settlement stands, also when an earlier, unanswered call wrote it.
+        """
+        ...
+
+    async def cancel(self, uid: str, now: float, message: str) -> tuple[Job | None, bool]:
+        """Ends a pending job; answers it as it then stands (None: unknown), and whether this call ended it."""
+        ...
+
+    async def published(self, uids: Sequence[str], due_at: float) -> None:
+        """Notes that the messages of `uids` stand in the broker (see `job.published`)."""
+        ...
+
+    async def take_due(self, now: float, until: float, limit: int) -> list[Job]:
+        """Takes up to `limit` pending jobs whose `due_at` has passed, oldest first, and moves it to `until`.
+
+        Answers them as they then stand (see `job.due`); of racing callers one gets each job.
+        """
+        ...
+
+    async def purge(self, now: float, limit: int) -> int:
+        """Deletes up to `limit` ended jobs whose time has passed; answers how many."""
+        ...
+
+    async def ping(self) -> None:
+        """Returns when the store answers; raises `StoreUnavailable`."""
+        ...
+
+
+class Delivery(Protocol):
+    """A message that was taken and not yet acknowledged."""
+
+    @property
+    def message(self) -> Message:
+        """What was published."""
+        ...
+
+    def acknowledge(self) -> None:
+        """It need never be delivered again. Returns at once; order does not matter; a crash before it is noted
+        delivers the message again."""
+        ...
+
+
+class Subscription(Protocol):
+    """One member of a consumer group."""
+
+    async def take(self, limit: int, timeout_s: float) -> list[Delivery]:
+        """Between 0 and `limit` messages, as soon as there is one, else after `timeout_s`.
+
+        With `limit` 0 it takes nothing and tells the broker that this member is alive.
+        """
+        ...
+
+
+class Broker(Protocol):
+    """Dispatch: at least once, durable, shared by the members of a group."""
+
+    async def publish(self, topic: str, messages: Sequence[Message]) -> None:
+        """Returns when every message is acknowledged as durable; raises `BrokerUnavailable` if one may not be."""
+        ...
+
+    def subscribe(self, topic: str, group: str) -> AbstractAsyncContextManager[Subscription]:
+        """Joins `group`; a new group begins at the oldest message. Leaving notes what was acknowledged; the rest is
+        delivered to another member. Joining waits for a broker that is away."""
+        ...
+
+    async def waiting(self, topic: str, group: str) -> int:
+        """How many messages no member of `group` has acknowledged yet."""
+        ...
+
+    async def ping(self) -> None:
+        """Returns when the broker answers; raises `BrokerUnavailable`."""
+        ...
+
+
+class Signals(Protocol):
+    """Hints to everybody who listens right now; a lost one costs a reader a second look, no more."""
+
+    async def announce(self, signals: Sequence[Signal]) -> None:
+        """Sends them; raises `SignalUnavailable`."""
+        ...
+
+    def listen(
+        self, hear: Callable[[Sequence[Signal]], Awaitable[None] | None]
+    ) -> AbstractAsyncContextManager[None]:
+        """Calls `hear` with every signal announced from about now on until left; reconnects by itself."""
+        ...
+
+    async def ping(self) -> None:
+        """Returns when signals can be sent; raises `SignalUnavailable`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What a kind asks the model: two messages and the JSON schema of the answer."""
+
+    system: str
+    user: str
+    schema_name: str
+    schema: Mapping[str, Json]
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the model said: its text, and what it cost."""
+
+    text: str
+    model: str
+    input_tokens: int
+    output_tokens: int
+
+
+class Model(Protocol):
+    """A chat model. One call, one answer: repeats are the caller's decision."""
+
+    async def ask(self, question: Question, timeout_s: float) -> Answer:
+        """Raises the `ModelError` that says whether trying again can help."""
+        ...

@@ -1,0 +1,56 @@
+"""When to try again: pure arithmetic over attempts and time."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """Full-jitter exponential back-off (AWS Architecture Blog, "Exponential Backoff and Jitter"); all in seconds."""
+
+    max_attempts: int = 5
+    base_s: float = 0.5
+    cap_s: float = 60.0
+
+    def exhausted(self, attempts: int) -> bool:
+        """Whether `attempts` failed attempts are enough."""
+        return attempts >= self.max_attempts
+
+    def delay_s(
+        self, attempts: int, *, retry_after_s: float | None = None, rng: random.Random | None = None
+    ) -> float:
+        """How long to wait after the `attempts`-th failure (1-based); never less than the provider asked for."""
+        ceiling = min(self.cap_s, self.base_s * 2 ** min(attempts - 1, 30))
+        jittered = (rng or random).uniform(0.0, ceiling)
+        return max(jittered, retry_after_s or 0.0)
+
+
+def retry_after_s(headers: dict[str, str], now: float) -> float | None:
+    """The wait a provider asks for in `retry-after-ms` or `Retry-After` (seconds or a date), in seconds from `now`.
+
+    Anything unreadable or negative counts as no wish; header names are expected in lower case.
+    """
+    for name, scale in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        value = headers.get(name)
+        if value is None:
+            continue
+        try:
+            seconds = float(value) * scale
+        except ValueError:
+            try:
+                moment = parsedate_to_datetime(value)
+            except ValueError:
+                continue
+            seconds = moment.replace(tzinfo=moment.tzinfo or UTC).timestamp() - now
+        if 0 <= seconds < float("inf"):
+            return seconds
+    return None
+
+
+def http_date(at: float) -> str:
+    """`at` (seconds since the epoch) in words for a person: `2026-11-23 19:30:00 UTC`."""
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -1,0 +1,98 @@
+"""The messages between processes: the only module that knows their format and its version.
+
+A message is JSON with a version `v`, and string headers. A job message names the job; the store has the rest.
+A reader ignores what it doesn't know and refuses a newer version, so fields may be added but never change meaning.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from travelrec.errors import Undecodable
+from travelrec.job import Job, Status, is_uid
+
+VERSION = 1
+JOBS_TOPIC = "travelrec.jobs"
+SIGNALS_TOPIC = "travelrec.signals"
+
+
+def dead_letter_topic(topic: str) -> str:
+    """Where copies of what can't be finished go."""
+    return f"{topic}.dead-letter"
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What a broker carries: opaque bytes, string headers, and a key (same key, same order) or none."""
+
+    value: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
+    key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """A hint that job `uid` now has `status`; the store has the truth."""
+
+    uid: str
+    status: Status
+
+
+def encode_job(job: Job) -> Message:
+    """The message that dispatches `job`."""
+    value = b'{"v":1,"uid":"%s","kind":"%s"}' % (job.uid.encode(), job.kind.encode())
+    return Message(value, job.headers)
+
+
+def decode_job(message: Message) -> str:
+    """The uid a job message names; raises `Undecodable`."""
+    uid = _decoded(message.value).get("uid")
+    if not isinstance(uid, str) or not is_uid(uid):
+        raise Undecodable("a job message without a uid")
+    return uid
+
+
+def encode_dead_letter(job: Job) -> Message:
+    """A copy of a failed `job`: what was asked, every attempt and its reason."""
+    body = {
+        "v": VERSION,
+        "uid": job.uid,
+        "kind": job.kind,
+        "params": dict(job.params),
+        "created_at": job.created_at,
+        "error": job.error,
+        "message": job.message,
+        "tries": [{"at": t.at, "error": t.error, "message": t.message} for t in job.tries],
+    }
+    return Message(json.dumps(body, ensure_ascii=False).encode(), job.headers)
+
+
+def encode_signals(signals: Sequence[Signal]) -> bytes:
+    """Many signals in one message."""
+    return json.dumps({"v": VERSION, "ended": [[s.uid, s.status.value] for s in signals]}).encode()
+
+
+def decode_signals(value: bytes) -> list[Signal]:
+    """The signals of one message; raises `Undecodable`."""
+    ended = _decoded(value).get("ended")
+    if not isinstance(ended, list):
+        raise Undecodable("a signal message without a list")
+    try:
+        return [Signal(str(uid), Status(status)) for uid, status in ended]
+    except (TypeError, ValueError) as error:
+        raise Undecodable(f"a signal message in another shape: {error}") from error
+
+
+def _decoded(value: bytes) -> dict[str, object]:
+    try:
+        body = json.loads(value)
+    except ValueError as error:
+        raise Undecodable("not JSON") from error
+    if not isinstance(body, dict):
+        raise Undecodable("not a JSON object")
+    version = body.get("v")
+    if version != VERSION:
+        raise Undecodable(f"version {version!r}; this release reads {VERSION}")
+    return body
