@@ -78,5 +78,5 @@ NEEDS: dict[str, tuple[str, Callable[[], str | None]]] = {
     "mongo": (MONGO.title, MONGO.missing),
     "redis": ("Redis", redis_missing),
     "chromium": ("Chromium", chromium_missing),
-    "processes": ("processes of ours", lambda: None),
+    "processes": ("processes", lambda: None),
 }

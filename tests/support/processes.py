@@ -15,6 +15,8 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
 
+import psutil
+
 from support.waiting import eventually, until
 from support.watchdog import Watchdog
 
@@ -102,8 +104,9 @@ class Process:
             self._bury()
 
     def freeze(self) -> None:
-        """SIGSTOP the process and its children: connections stay open, nothing answers."""
+        """SIGSTOP the process and its children, and wait until all stand still; connections stay open."""
         self._signal_group(signal.SIGSTOP)
+        until(self._stands_still, timeout_s=5)
 
     def thaw(self) -> None:
         """SIGCONT after `freeze`."""
@@ -119,8 +122,9 @@ class Process:
     def end(self, timeout_s: float = 15.0) -> None:
         """End it in order, with force after `timeout_s`. Blocks; does nothing when it is over already."""
         if self.alive:
+            assert self._popen is not None
             self.thaw()
-            self.terminate()
+            self._popen.terminate()
             until(lambda: not self.alive, timeout_s)
         self.kill()
 
@@ -234,6 +238,14 @@ class Process:
     def _signal_group(self, number: int) -> None:
         with suppress(ProcessLookupError):
             os.killpg(self.pid, number)
+
+    def _stands_still(self) -> bool:
+        """Whether no thread of the process itself runs; a busy one takes a moment to stop."""
+        try:
+            threads = [psutil.Process(thread.id) for thread in psutil.Process(self.pid).threads()]
+            return all(thread.status() == psutil.STATUS_STOPPED for thread in threads)
+        except psutil.Error:  # a thread ended meanwhile, or threads have no entries of their own (macOS)
+            return not self.alive or psutil.Process(self.pid).status() == psutil.STATUS_STOPPED
 
     def _bury(self) -> None:
         """End what children are left of a process that is over; its number may be given to others then."""

@@ -59,13 +59,11 @@ class Server:
             self._process = Process(self._command(self._folder), name=self.name, cwd=self._folder)
         self._process.start()
         try:
-            ready = until(lambda: not self._process_alive() or self._ready(), self.start_timeout_s)
-            if not self._process_alive():
-                raise ProcessError(
-                    self.process.story(f"ended with {self.process.returncode} while it started")
-                )
+            ready = until(lambda: not self.process.alive or self._ready(), self.start_timeout_s)
+            if not self.process.alive:
+                raise ProcessError(self.story(f"ended with {self.process.returncode} while it started"))
             if not ready:
-                raise ProcessError(self.process.story(f"gave no answer within {self.start_timeout_s:g} s"))
+                raise ProcessError(self.story(f"gave no answer within {self.start_timeout_s:g} s"))
         except BaseException:
             self.process.kill()
             raise
@@ -103,6 +101,10 @@ class Server:
         for port in self._ports():
             release_port(port)
 
+    def story(self, what: str = "last said") -> str:
+        """The last lines of the server's output, for reports."""
+        return self._process.story(what) if self._process is not None else f"{self.name} is not running"
+
     def proxy(self) -> Proxy:
         """A network in front of this server that a test can cut, freeze and slow down (`async with`)."""
         return Proxy(self.port)
@@ -118,7 +120,7 @@ class Server:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None and not isinstance(error, ProcessError):
-            error.add_note(self.process.story("last said"))
+            error.add_note(self.story())
         self.close()
 
     async def __aenter__(self) -> Self:
@@ -128,9 +130,6 @@ class Server:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await asyncio.to_thread(self.__exit__, kind, error, trace)
-
-    def _process_alive(self) -> bool:
-        return self.process.alive
 
     def _ready(self) -> bool:
         return self._listens() and self._answers()

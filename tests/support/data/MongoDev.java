@@ -40,7 +40,12 @@ public class MongoDev {
                 .scheduleWithFixedDelay(file::commit, COMMIT_EVERY_MS, COMMIT_EVERY_MS, TimeUnit.MILLISECONDS);
         }
         MongoServer server = new MongoServer(backend);
-        server.bind(host, port);
+        try {
+            server.bind(host, port);
+        } catch (Exception e) {
+            e.printStackTrace();
+            System.exit(1); // its threads would keep the process alive
+        }
         Runtime.getRuntime().addShutdownHook(new Thread(server::shutdown));
         System.out.println("serving mongodb://" + host + ":" + port + "/");
         Thread.currentThread().join();
