@@ -201,7 +201,8 @@ class Kafka(Server):
         )
         extra = "".join(f"{key}={value}\n" for key, value in self._settings.items())  # the last line wins
         (folder / "server.properties").write_text(properties + extra)
-        cluster = base64.urlsafe_b64encode(secrets.token_bytes(15) + b"\x01").decode().rstrip("=")
+        # The first byte keeps it from beginning with "-", which the tool would take for an option.
+        cluster = base64.urlsafe_b64encode(b"\x01" + secrets.token_bytes(15)).decode().rstrip("=")
         tool = ["kafka.tools.StorageTool", "format", "-t", cluster, "-c", "server.properties"]
         done = subprocess.run(
             [*self._java(), *tool],
