@@ -86,12 +86,16 @@ def add_page(app: FastAPI, *, offline_model: bool) -> None:
         body = json.dumps(as_openapi_3_0(app.openapi()), ensure_ascii=False).encode()
         return _answer(request, Asset(body, _MEDIA_TYPES["json"]))
 
-    app.add_route("/", index, include_in_schema=False)
-    app.add_route("/static/{name}", static, include_in_schema=False)
-    app.add_route("/countries.json", country_names, include_in_schema=False)
-    app.add_route("/favicon.ico", favicon, include_in_schema=False)
-    app.add_route("/docs", docs, include_in_schema=False)
-    app.add_route("/docs/openapi.json", docs_schema, include_in_schema=False)
+    routes = {
+        "/": index,
+        "/static/{name}": static,
+        "/countries.json": country_names,
+        "/favicon.ico": favicon,
+        "/docs": docs,
+        "/docs/openapi.json": docs_schema,
+    }
+    for path, endpoint in routes.items():
+        app.add_api_route(path, endpoint, methods=["GET", "HEAD"], include_in_schema=False)
 
 
 def _read_assets() -> dict[str, Asset]:
@@ -154,8 +158,10 @@ def as_openapi_3_0(node: JsonValue) -> JsonValue:
     node = {key: _inside(key, value) for key, value in node.items()}
     if str(node.get("openapi", "")).startswith("3."):
         node["openapi"] = "3.0.3"
-    if isinstance(node.get("examples"), list) and node["examples"]:
-        node["example"] = node.pop("examples")[0]
+    examples = node.get("examples")
+    if isinstance(examples, list) and examples:
+        del node["examples"]
+        node["example"] = examples[0]
     if "const" in node:
         node["enum"] = [node.pop("const")]
     for word, bound in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):

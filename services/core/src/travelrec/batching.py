@@ -10,6 +10,11 @@ Item = TypeVar("Item")
 Reply = TypeVar("Reply")
 
 
+def _retrieve(future: asyncio.Future[Reply]) -> None:
+    if not future.cancelled():
+        future.exception()
+
+
 class Batcher(Generic[Item, Reply]):
     """Collects items for `call`, which answers a list of the same length and order.
 
@@ -36,13 +41,11 @@ class Batcher(Generic[Item, Reply]):
 
     async def submit(self, item: Item) -> Reply:
         """`call`'s reply to `item`."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Reply] = loop.create_future()
-        self._waiting.append((item, future))
-        if not self._scheduled:
-            self._scheduled = True
-            loop.call_soon(self._start)
-        return await future
+        return await self._enqueue(item)
+
+    def post(self, item: Item) -> None:
+        """Like `submit` for a `call` that deals with its own errors: nobody waits for the reply."""
+        self._enqueue(item).add_done_callback(_retrieve)
 
     async def drain(self) -> None:
         """Returns when everything that was submitted is answered."""
@@ -50,6 +53,20 @@ class Batcher(Generic[Item, Reply]):
             await asyncio.sleep(0)
             if self._running:
                 await asyncio.wait(self._running)
+
+    @property
+    def waiting(self) -> int:
+        """How many items no batch has taken yet."""
+        return len(self._waiting)
+
+    def _enqueue(self, item: Item) -> asyncio.Future[Reply]:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Reply] = loop.create_future()
+        self._waiting.append((item, future))
+        if not self._scheduled:
+            self._scheduled = True
+            loop.call_soon(self._start)
+        return future
 
     def _start(self) -> None:
         self._scheduled = False

@@ -138,8 +138,8 @@ def claimed(job: Job, token: str, until: float) -> Job:
 
 
 def published(job: Job, due_at: float) -> Job:
-    """`job` whose message stands in the broker; anything but a freshly accepted one is left alone."""
-    if job.phase is not Phase.ACCEPTED:
+    """`job` whose message stands in the broker; one that has been claimed since is left alone."""
+    if job.phase not in (Phase.ACCEPTED, Phase.QUEUED):
         return job
     return replace(job, phase=Phase.QUEUED, due_at=due_at)
 

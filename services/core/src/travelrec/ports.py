@@ -90,7 +90,7 @@ class Delivery(Protocol):
 class Subscription(Protocol):
     """One member of a consumer group."""
 
-    async def take(self, limit: int, timeout_s: float) -> list[Delivery]:
+    async def take(self, limit: int, timeout_s: float) -> Sequence[Delivery]:
         """Between 0 and `limit` messages, as soon as there is one, else after `timeout_s`.
 
         With `limit` 0 it takes nothing and tells the broker that this member is alive.

@@ -59,7 +59,8 @@ function judge(response, body) {
   return {
     kind: "problem",
     title: said.title || `The service answered with ${response.status}`,
-    message: said.message || "That was not expected. Try again; if it stays so, tell whoever runs the service.",
+    message:
+      said.message || "That was not expected. Try again; if it stays so, tell whoever runs the service.",
   };
 }
 

@@ -13,17 +13,20 @@ const SLOWEST_MS = 15_000;
 /**
  * Calls `onState(body)` for each state that the server tells and `onTrouble({inMs, message})` while it can't be
  * asked; `onTrouble(null)` when it answers again. Ends with a state that is final, with `unknown`, or on `signal`.
- * An event `now` on `nudges` cuts a pause short.
+ * An event `now` on `nudges` cuts a pause short. What is not `isNew` has perhaps ended long ago, or never was: it is
+ * read before a stream is opened.
  */
-export async function watch(uid, { onState, onTrouble, signal, nudges }) {
+export async function watch(uid, { isNew, onState, onTrouble, signal, nudges }) {
   let brokenStreams = 0;
   let silentReads = 0;
+  let readFirst = !isNew;
   while (!signal.aborted) {
-    if (brokenStreams < STREAMS_TO_TRY) {
+    if (!readFirst && brokenStreams < STREAMS_TO_TRY) {
       const { ended, livedMs } = await stream(uid, { onState, onTrouble, signal });
       if (ended || signal.aborted) return;
       brokenStreams = livedMs > STEADY_MS ? 0 : brokenStreams + 1;
     }
+    readFirst = false;
     const polling = brokenStreams >= STREAMS_TO_TRY;
     const answer = await read(uid, { waitS: polling ? LONG_POLL_S : 0, signal });
     if (answer.kind === "ok") {

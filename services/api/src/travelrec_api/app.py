@@ -1,0 +1,87 @@
+"""The composition root of the API: routes, error table, and the lifespan that opens the neighbours."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from importlib.metadata import version
+
+import structlog
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from travelrec.connect import Parts, opened_parts
+from travelrec.errors import InvalidInput, Unavailable
+from travelrec.health import Probes
+from travelrec.settings import Settings
+from travelrec_api import problems, recommendations, system
+from travelrec_api.accept import Accepter
+from travelrec_api.edge import Edge
+from travelrec_api.page import add_page
+from travelrec_api.state import State
+from travelrec_api.waiting import Waiters
+
+log = structlog.get_logger(__name__)
+
+_DESCRIPTION = (
+    "Three things to do in a country in a season, from a model behind an API that answers at once: "
+    "`POST /recommendations` gives a uid, `GET /recommendations?uid=…` the result."
+)
+
+
+def create_app(settings: Settings, parts: Parts | None = None) -> tuple[FastAPI, Edge]:
+    """The application and the ASGI callable around it; `parts` are given when another in this process opened them."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            opened = parts or await stack.enter_async_context(opened_parts(settings))
+            app.state.parts = state = _state(opened)
+            stack.push_async_callback(state.accepter.drain)
+            background = await stack.enter_async_context(asyncio.TaskGroup())
+            await stack.enter_async_context(opened.signals.listen(state.waiters.hear))
+            looking = background.create_task(state.waiters.look_again())
+            log.info("api started")
+            try:
+                yield
+            finally:
+                stop()
+                looking.cancel()
+        log.info("api stopped")
+
+    def stop() -> None:
+        state: State | None = getattr(app.state, "parts", None)
+        if state is not None:
+            state.probes.stopping = True
+            state.waiters.stop()
+
+    app = FastAPI(
+        title="Travelrec",
+        version=version("travelrec-api"),
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.include_router(recommendations.router)
+    app.include_router(system.router)
+    add_page(app, offline_model=settings.offline_model)
+    app.add_exception_handler(HTTPException, problems.on_http_exception)
+    app.add_exception_handler(InvalidInput, problems.on_invalid_input)
+    app.add_exception_handler(RequestValidationError, problems.on_validation_error)
+    app.add_exception_handler(Unavailable, problems.on_unavailable)
+    app.add_exception_handler(Exception, problems.on_defect)
+    return app, Edge(app, stop)
+
+
+def _state(parts: Parts) -> State:
+    probes = Probes({"store": parts.store.ping}, {"broker": parts.broker.ping, "signals": parts.signals.ping})
+    return State(
+        store=parts.store,
+        signals=parts.signals,
+        accepter=Accepter(parts.store, parts.broker),
+        waiters=Waiters(parts.store),
+        probes=probes,
+    )

@@ -1,0 +1,115 @@
+"""The outermost ASGI layer: request ids, the limit on bodies, and the metrics of every request."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable
+
+import structlog
+from prometheus_client import Counter, Histogram
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from travelrec import metrics
+from travelrec_api.problems import problem
+
+log = structlog.get_logger(__name__)
+
+MAX_BODY_BYTES = 64 * 1024
+_SANE_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+_UNMATCHED = "(unmatched)"
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+class Edge:
+    """Wraps the application; `scope["state"]["request_id"]` is the request's id inside."""
+
+    def __init__(self, app: ASGIApp, stop: Callable[[], None]) -> None:
+        self._app = app
+        self.stop = stop  # ends what would hold the process: called from a signal handler
+        self._counted: dict[tuple[str, str, int], Counter] = {}
+        self._timed: dict[str, Histogram] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One connection's request, as ASGI has it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began = time.perf_counter()
+        request_id, length, chunked = _read_headers(scope)
+        scope.setdefault("state", {})["request_id"] = request_id.decode()
+        status = 500
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
+            await send(message)
+
+        try:
+            if length > MAX_BODY_BYTES:
+                await problem(413)(scope, receive, send_with_id)
+            elif chunked:
+                await self._with_body(scope, receive, send_with_id)
+            else:
+                await self._app(scope, receive, send_with_id)
+        finally:
+            self._note(scope, status, time.perf_counter() - began)
+
+    async def _with_body(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Reads a body of unknown length before anything else happens, up to the limit."""
+        body = b""
+        more = True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+            if len(body) > MAX_BODY_BYTES:
+                await problem(413, {"Connection": "close"})(scope, receive, send)
+                return
+        whole: Message | None = {"type": "http.request", "body": body, "more_body": False}
+
+        async def replay() -> Message:
+            nonlocal whole
+            if whole is None:
+                return await receive()
+            message, whole = whole, None
+            return message
+
+        await self._app(scope, replay, send)
+
+    def _note(self, scope: Scope, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", _UNMATCHED)
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        key = (method, route, status)
+        if key not in self._counted:
+            self._counted[key] = metrics.HTTP_REQUESTS.labels(method, route, str(status))
+            self._timed[route] = metrics.HTTP_SECONDS.labels(route)
+        self._counted[key].inc()
+        self._timed[route].observe(seconds)
+        if status >= 500:  # noqa: PLR2004 - HTTP's server errors
+            log.warning(
+                "request failed",
+                method=method,
+                route=route,
+                status=status,
+                request_id=scope["state"]["request_id"],
+            )
+
+
+def _read_headers(scope: Scope) -> tuple[bytes, int, bool]:
+    """The request's id (the caller's own if it is sane), the declared length of its body, and whether it is chunked."""
+    request_id, length, chunked = b"", 0, False
+    for name, value in scope["headers"]:
+        if name == b"x-request-id":
+            if _SANE_ID.fullmatch(value):
+                request_id = value
+        elif name == b"content-length":
+            length = int(value) if value.isdigit() else 0
+        elif name == b"transfer-encoding":
+            chunked = True
+    return request_id or os.urandom(16).hex().encode(), length, chunked

@@ -1,0 +1,127 @@
+"""Serving the API: gunicorn with several processes, or uvicorn inside a process that does more.
+
+On SIGTERM event streams and long polls are ended first, or they would hold the process until it is killed and the
+lifespan's shutdown would never run: stream end < uvicorn's deadline < gunicorn's < the pod's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any  # gunicorn ships no types
+
+import uvicorn
+from gunicorn.app.base import BaseApplication
+from uvicorn_worker import UvicornWorker
+
+from travelrec.settings import Settings
+from travelrec_api.edge import Edge
+
+_STREAMS_S = 10
+_GUNICORN_S = 20
+
+
+class Server(uvicorn.Server):
+    """A uvicorn server that tells the application when it is asked to end."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The signal handler: readiness flips and streams end before connections are waited for."""
+        if isinstance(self.config.app, Edge):
+            self.config.app.stop()
+        super().handle_exit(sig, frame)
+
+
+class Worker(UvicornWorker):  # type: ignore[misc]  # uvicorn_worker ships no types
+    """gunicorn's worker, with that server."""
+
+    CONFIG_KWARGS = {  # noqa: RUF012 - as the base class has it
+        "loop": "uvloop",
+        "http": "httptools",
+        "lifespan": "on",
+        "access_log": False,
+        "server_header": False,
+        "timeout_graceful_shutdown": _STREAMS_S,
+    }
+
+    async def _serve(self) -> None:
+        self.config.app = self.wsgi
+        server = Server(config=self.config)
+        self._install_sigquit_handler()
+        await server.serve(sockets=self.sockets)
+        if not server.started:
+            raise SystemExit(3)  # gunicorn's WORKER_BOOT_ERROR: it ends instead of starting others for ever
+
+
+class _Application(BaseApplication):  # type: ignore[misc]  # gunicorn ships no types
+    def __init__(self, settings: Settings, metrics_dir: str | None) -> None:
+        self._settings = settings
+        self._metrics_dir = metrics_dir
+        super().__init__()
+
+    def load_config(self) -> None:
+        options: dict[str, Any] = {
+            "bind": f"{self._settings.host}:{self._settings.port}",
+            "workers": self._settings.web_concurrency,
+            "worker_class": "travelrec_api.server.Worker",
+            "graceful_timeout": _GUNICORN_S,
+            "timeout": 60,
+            "keepalive": 75,
+            "control_socket_disable": True,
+            "worker_tmp_dir": "/dev/shm" if Path("/dev/shm").is_dir() else None,  # noqa: S108 - a heartbeat file
+            "proc_name": "travelrec-api",
+            "logconfig_dict": {"version": 1, "disable_existing_loggers": False, "root": {"level": "INFO"}},
+        }
+        if self._metrics_dir:
+            options["child_exit"] = _forget_process
+        for name, value in options.items():
+            self.cfg.set(name, value)
+
+    def load(self) -> Edge:
+        from travelrec_api.app import create_app  # noqa: PLC0415 - after the fork, and after the metrics folder is set
+
+        return create_app(self._settings)[1]
+
+
+def _forget_process(_: object, worker: Any) -> None:
+    from prometheus_client import multiprocess  # noqa: PLC0415 - reads the environment when imported
+
+    multiprocess.mark_process_dead(worker.pid)  # type: ignore[no-untyped-call]  # prometheus_client leaves it untyped
+
+
+def serve_with_gunicorn(settings: Settings) -> None:
+    """Serves until SIGTERM; several processes share their metrics through files. Does not return."""
+    if settings.web_concurrency == 1:
+        _Application(settings, None).run()
+        return
+    with tempfile.TemporaryDirectory(prefix="travelrec-metrics-") as folder:
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+        _Application(settings, folder).run()
+
+
+@asynccontextmanager
+async def served_in_process(app: Edge, listening: socket.socket) -> AsyncIterator[asyncio.Task[None]]:
+    """Serves `app` on a bound socket while entered; the task ends by itself after SIGTERM or SIGINT."""
+    config = uvicorn.Config(
+        app,
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=_STREAMS_S,
+    )
+    server = Server(config)
+    serving = asyncio.create_task(server.serve(sockets=[listening]))
+    try:
+        while not server.started and not serving.done():  # noqa: ASYNC110 - uvicorn has no event for it
+            await asyncio.sleep(0.01)
+        yield serving
+    finally:
+        app.stop()
+        server.should_exit = True
+        await serving

@@ -1,0 +1,21 @@
+"""What the routes of a running API share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from travelrec.health import Probes
+from travelrec.ports import Signals, Store
+from travelrec_api.accept import Accepter
+from travelrec_api.waiting import Waiters
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Made by the lifespan, found at `app.state.parts`."""
+
+    store: Store
+    signals: Signals
+    accepter: Accepter
+    waiters: Waiters
+    probes: Probes

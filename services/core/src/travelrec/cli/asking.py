@@ -1,0 +1,54 @@
+"""One request from a terminal: send it, show that it waits, print what came."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import aiohttp
+from rich.console import Console
+
+from travelrec.errors import TravelrecError
+
+_TOTAL_S = 300.0
+
+
+async def completed(url: str, country: str, season: str, console: Console) -> dict[str, object]:
+    """Asks the API at `url`, shows progress and prints the result; raises `TravelrecError` when there is none."""
+    began = time.monotonic()
+    try:
+        async with aiohttp.ClientSession(url, timeout=aiohttp.ClientTimeout(total=90.0)) as http:
+            with console.status(f"Asking about {country} in {season} …") as status:
+                asked = {"country": country, "season": season}
+                async with http.post("/recommendations", params=asked) as response:
+                    body = await response.json()
+                if response.status != 202:  # noqa: PLR2004 - accepted
+                    raise TravelrecError(f"{body.get('error')}: {body.get('message')}")
+                uid = body["uid"]
+                console.print(f"[dim]accepted as {uid} after {time.monotonic() - began:.3f} s[/dim]")
+                status.update("The model is thinking …")
+                body = await _ended(http, uid, began)
+    except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        raise TravelrecError(
+            f"no API answers at {url} ({error or 'time-out'}); start one with `travelrec serve`, or give --url"
+        ) from error
+    if body["status"] != "completed":
+        raise TravelrecError(f"{body.get('error', body['status'])}: {body['message']}")
+    console.print(f"[dim]completed after {time.monotonic() - began:.2f} s[/dim]")
+    out = Console()
+    out.print(f"[bold]{body['country']} in {body['season']}[/bold]", highlight=False)
+    for number, text in enumerate(body["recommendations"], 1):
+        out.print(f" {number}. {text}", highlight=False, markup=False)
+    return dict(body)
+
+
+async def _ended(http: aiohttp.ClientSession, uid: str, began: float) -> dict[str, str]:
+    while True:
+        async with http.get("/recommendations", params={"uid": uid, "wait": "30"}) as response:
+            body: dict[str, str] = await response.json()
+        if response.status == 200 and body["status"] != "pending":  # noqa: PLR2004 - found
+            return body
+        if time.monotonic() - began > _TOTAL_S:
+            raise TravelrecError(f"{uid} is still pending; ask again later: GET /recommendations?uid={uid}")
+        if response.status != 200:  # noqa: PLR2004 - found
+            await asyncio.sleep(1.0)

@@ -1,0 +1,120 @@
+"""`travelrec serve` and `travelrec demo`: everything in one process."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from travelrec.cli.asking import completed
+from travelrec.cli.listening import free_or_exit
+from travelrec.errors import BadSetting
+from travelrec.settings import Settings, read_settings
+from travelrec.telemetry import configure_logging
+
+# ruff: noqa: PLC0415 - the other packages are imported when a command needs them, and may be missing
+
+_OFFLINE = "No OPENAI_API_KEY is set: answers come from the built-in offline model, not from a real one."
+
+Host = Annotated[str | None, typer.Option(help="The address to listen on (HOST, 127.0.0.1).")]
+Port = Annotated[int | None, typer.Option(help="The port to listen on (PORT, 3000); 0 takes a free one.")]
+Data = Annotated[
+    Path | None, typer.Option(help="The folder that keeps the data (.travelrec).", file_okay=False)
+]
+
+
+def serve(host: Host = None, port: Port = None, data: Data = None) -> None:
+    """Serves the API and works on its jobs in one process, until Ctrl-C."""
+    settings = _settings(host, port, data)
+    listening = free_or_exit(settings.host, settings.port)
+    _run(_serve(settings, listening))
+
+
+def demo(
+    host: Host = None,
+    port: Port = None,
+    data: Data = None,
+    country: Annotated[str, typer.Option(help="Where to.")] = "Canada",
+    season: Annotated[str, typer.Option(help="When.")] = "winter",
+    once: Annotated[bool, typer.Option("--once", help="Exit after the answer.")] = False,
+) -> None:
+    """Starts everything, makes one real request, shows its answer, then serves until Ctrl-C."""
+    with tempfile.TemporaryDirectory(prefix="travelrec-demo-") as folder:
+        settings = _settings(host, 0 if once and port is None else port, data or Path(folder))
+        listening = free_or_exit(settings.host, settings.port)
+        _run(_demo(settings, listening, country, season, once))
+
+
+def _settings(host: str | None, port: int | None, data: Path | None) -> Settings:
+    store_url = None if data is None else f"sqlite:///{data.absolute() / 'travelrec.db'}"
+    settings = read_settings(host=host, port=port, store_url=store_url)
+    configure_logging(settings.log_level)
+    return settings
+
+
+def _run(main: object) -> None:
+    try:
+        import uvloop
+    except ModuleNotFoundError:
+        asyncio.run(main)  # type: ignore[arg-type]  # a coroutine of this module
+    else:
+        uvloop.run(main)  # type: ignore[arg-type]  # a coroutine of this module
+
+
+async def _serve(settings: Settings, listening: socket.socket) -> None:
+    async with _started(settings, listening) as (url, serving):
+        Console(stderr=True).print(f"Serving {url} (API, page; docs at {url}/docs). Ctrl-C ends it.")
+        await serving
+
+
+async def _demo(settings: Settings, listening: socket.socket, country: str, season: str, once: bool) -> None:
+    console = Console(stderr=True)
+    async with _started(settings, listening) as (url, serving):
+        await completed(url, country, season, console)
+        if once:
+            return
+        console.print(f"\nServing {url} (API, page; docs at {url}/docs). Ctrl-C ends it.")
+        await serving
+
+
+@asynccontextmanager
+async def _started(
+    settings: Settings, listening: socket.socket
+) -> AsyncIterator[tuple[str, asyncio.Task[None]]]:
+    """The API answers at the URL while the task runs; leaving ends it and everything behind it, in reverse."""
+    try:
+        from travelrec.connect import opened_model, opened_parts
+        from travelrec_api.app import create_app
+        from travelrec_api.server import served_in_process
+        from travelrec_worker.app import running_jobs
+    except ModuleNotFoundError as error:
+        raise BadSetting(
+            f"this needs travelrec-api and travelrec-worker ({error.name} is missing)"
+        ) from error
+    async with AsyncExitStack() as stack:
+        parts = await stack.enter_async_context(opened_parts(settings))
+        edge = create_app(settings, parts)[1]
+        if settings.offline_model:
+            Console(stderr=True).print(f"[yellow]{_OFFLINE}[/yellow]")
+            settings = await stack.enter_async_context(_with_offline_model(settings))
+        model = await stack.enter_async_context(opened_model(settings))
+        await stack.enter_async_context(running_jobs(settings, parts, model))
+        serving = await stack.enter_async_context(served_in_process(edge, listening))
+        host, port = listening.getsockname()[:2]
+        shown = "localhost" if host in ("127.0.0.1", "0.0.0.0") else host  # noqa: S104 - only shown
+        yield f"http://{shown}:{port}", serving
+
+
+@asynccontextmanager
+async def _with_offline_model(settings: Settings) -> AsyncIterator[Settings]:
+    from travelrec.fake_openai import FakeSettings, running
+
+    async with running(FakeSettings(latency_s=0.3)) as fake:
+        yield settings.model_copy(update={"openai_base_url": fake.base_url})

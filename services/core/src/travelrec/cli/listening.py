@@ -1,0 +1,22 @@
+"""Taking a port, or saying in one line why not."""
+
+from __future__ import annotations
+
+import socket
+
+from travelrec.errors import TravelrecError
+
+
+def free_or_exit(host: str, port: int) -> socket.socket:
+    """A socket that is bound to `host`:`port`; raises `TravelrecError` with the next step if it can't be."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((host, port))
+    except OSError as error:
+        bound.close()
+        raise TravelrecError(
+            f"can't listen on {host}:{port} ({error.strerror}); choose another with --port or PORT (METRICS_PORT)"
+        ) from error
+    return bound

@@ -1,0 +1,98 @@
+"""The composition root of a worker process: opens the neighbours, starts the roles, stops in reverse."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import structlog
+
+from travelrec.connect import Parts, opened_model, opened_parts
+from travelrec.errors import BadSetting
+from travelrec.health import Probes
+from travelrec.kinds import KINDS
+from travelrec.ports import Model
+from travelrec.retry import RetryPolicy
+from travelrec.settings import Settings
+from travelrec.wire import JOBS_GROUP, JOBS_TOPIC
+from travelrec_worker.engine import Engine
+from travelrec_worker.health import served
+from travelrec_worker.jobs import Jobs
+from travelrec_worker.leases import Leases
+from travelrec_worker.sweeper import Sweeper
+
+log = structlog.get_logger(__name__)
+
+ROLES = ("jobs",)
+
+
+@asynccontextmanager
+async def running_jobs(settings: Settings, parts: Parts, model: Model) -> AsyncIterator[Engine]:
+    """The role `jobs` until left; leaving waits out the grace period and hands back what is not done."""
+    leases = Leases(parts.store, settings.lease_s)
+    jobs = Jobs(
+        parts.store,
+        parts.broker,
+        parts.signals,
+        model,
+        KINDS,
+        leases,
+        retry=RetryPolicy(max_attempts=settings.max_attempts),
+        model_timeout_s=settings.model_timeout_s,
+        deadline_s=settings.job_deadline_s,
+    )
+    engine = Engine(
+        parts.broker, JOBS_TOPIC, JOBS_GROUP, jobs.handle, concurrency=settings.worker_concurrency
+    )
+    async with AsyncExitStack() as stack:
+        background = await stack.enter_async_context(asyncio.TaskGroup())
+        helpers = [background.create_task(leases.keep())]
+        if settings.broker_url.startswith("memory:"):
+            await parts.store.take_due(float("inf"), 0.0, 2**31)  # the broker has forgotten what it held
+        helpers.append(background.create_task(Sweeper(parts.store, parts.broker).run()))
+        await stack.enter_async_context(parts.signals.listen(jobs.hear))
+        running = background.create_task(engine.run(settings.grace_s))
+        try:
+            yield engine
+        finally:
+            engine.stop()
+            await asyncio.wait([running])
+            await jobs.drain()
+            for helper in helpers:
+                helper.cancel()
+
+
+async def work(settings: Settings, roles: Sequence[str]) -> None:
+    """Runs `roles` (default: all) until SIGTERM or SIGINT; raises `BadSetting`, or `OSError` for a taken port."""
+    unknown = [role for role in roles if role not in ROLES]
+    if unknown:
+        raise BadSetting(f"unknown role {', '.join(unknown)}; there is {', '.join(ROLES)}")
+    if settings.broker_url.startswith("memory:") or settings.store_url.startswith(("memory:", "sqlite:")):
+        raise BadSetting(
+            "BROKER_URL, STORE_URL: memory:// and sqlite:// serve one process only; set kafka://… and mongodb://…,"
+            " or use `travelrec serve`"
+        )
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for sign in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(sign, stopping.set)
+    async with AsyncExitStack() as stack:
+        model = await stack.enter_async_context(opened_model(settings))
+        parts = await stack.enter_async_context(opened_parts(settings))
+        probes = Probes({"store": parts.store.ping, "broker": parts.broker.ping}, {})
+        await stack.enter_async_context(served(probes, settings.host, settings.metrics_port))
+        engine = await stack.enter_async_context(running_jobs(settings, parts, model))
+        log.info("worker started", roles=list(roles or ROLES), concurrency=settings.worker_concurrency)
+        joined = asyncio.create_task(engine.joined.wait())
+        await asyncio.wait(
+            [joined, stopped := asyncio.create_task(stopping.wait())], return_when="FIRST_COMPLETED"
+        )
+        if not stopping.is_set():
+            log.info("worker ready", group=JOBS_GROUP)
+        await stopped
+        joined.cancel()
+        probes.stopping = True
+        log.info("worker stopping", in_flight=engine.in_flight, grace_s=settings.grace_s)
+    log.info("worker stopped")

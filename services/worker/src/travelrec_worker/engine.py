@@ -1,0 +1,112 @@
+"""The consumer engine: up to N handlers in flight over however few partitions, and it never stops polling.
+
+A handler acknowledges its own message, early (jobs: once the claim stands) or late (streams: once the effect stands).
+What is unacknowledged when the engine ends is delivered to another member of the group.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from travelrec.errors import BrokerUnavailable
+from travelrec.ports import Broker, Delivery
+
+log = structlog.get_logger(__name__)
+
+_TAKE_S = 0.5
+_TURN_S = 5.0
+_RETRY_S = 1.0
+
+
+class Engine:
+    """Takes messages of `topic` as a member of `group` and runs `handle` on each, `concurrency` at most at a time."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        topic: str,
+        group: str,
+        handle: Callable[[Delivery], Awaitable[None]],
+        *,
+        concurrency: int,
+    ) -> None:
+        self._broker = broker
+        self._topic = topic
+        self._group = group
+        self._handle = handle
+        self._concurrency = concurrency
+        self._running: set[asyncio.Task[None]] = set()
+        self._stopping = asyncio.Event()
+        self._freed = asyncio.Event()
+        self.joined = asyncio.Event()
+
+    @property
+    def in_flight(self) -> int:
+        """How many handlers run."""
+        return len(self._running)
+
+    def stop(self) -> None:
+        """Takes no more; what runs goes on until `run` has waited out the grace period."""
+        self._stopping.set()
+        self._freed.set()
+
+    async def run(self, grace_s: float) -> None:
+        """Runs until `stop`, then waits `grace_s` for the handlers, cancels the rest and leaves the group."""
+        try:
+            while not self._stopping.is_set():
+                try:
+                    await self._take_until_stopped(grace_s)
+                except BrokerUnavailable as error:
+                    log.warning("broker away", error=str(error), topic=self._topic)
+                    self.joined.clear()
+                    await asyncio.sleep(_RETRY_S)
+        finally:
+            await self._finish(0.0)
+
+    async def _take_until_stopped(self, grace_s: float) -> None:
+        async with self._broker.subscribe(self._topic, self._group) as subscription:
+            self.joined.set()
+            while not self._stopping.is_set():
+                free = self._concurrency - len(self._running)
+                if free <= 0:
+                    await self._wait_for_a_slot(_TURN_S)
+                    await subscription.take(0, 0.0)
+                    continue
+                for delivery in await subscription.take(free, _TAKE_S):
+                    self._start(delivery)
+            await self._finish(grace_s)
+
+    def _start(self, delivery: Delivery) -> None:
+        task = asyncio.create_task(self._supervise(delivery))
+        self._running.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        self._freed.set()
+
+    async def _supervise(self, delivery: Delivery) -> None:
+        try:
+            await self._handle(delivery)
+        except (
+            Exception
+        ):  # the process is supervised here: nothing is acknowledged, so the message comes again
+            log.exception("handler failed", topic=self._topic)
+
+    async def _wait_for_a_slot(self, timeout_s: float) -> None:
+        self._freed.clear()
+        try:
+            await asyncio.wait_for(self._freed.wait(), timeout_s)
+        except TimeoutError:
+            return
+
+    async def _finish(self, grace_s: float) -> None:
+        if self._running and grace_s > 0:
+            await asyncio.wait(self._running, timeout=grace_s)
+        for task in self._running:
+            task.cancel()
+        if self._running:
+            await asyncio.wait(self._running)

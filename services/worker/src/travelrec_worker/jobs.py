@@ -1,0 +1,240 @@
+"""The role `jobs`: claim, acknowledge, generate, store under the lease, signal."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import structlog
+
+from travelrec import metrics
+from travelrec.batching import Batcher
+from travelrec.errors import (
+    BrokerUnavailable,
+    Never,
+    NotTheJobsFault,
+    SignalUnavailable,
+    StoreUnavailable,
+    TryAgain,
+    Undecodable,
+)
+from travelrec.job import (
+    Completed,
+    Failed,
+    HandedBack,
+    Job,
+    Outcome,
+    Retry,
+    Settlement,
+    Status,
+    Try,
+    new_uid,
+    settled,
+)
+from travelrec.kinds import Run
+from travelrec.ports import Broker, Delivery, Model, Signals, Store
+from travelrec.retry import RetryPolicy
+from travelrec.wire import (
+    JOBS_TOPIC,
+    Message,
+    Signal,
+    dead_letter_topic,
+    decode_job,
+    encode_dead_letter,
+)
+from travelrec_worker.leases import Leases
+
+log = structlog.get_logger(__name__)
+
+_STORE_RETRY_S = 0.25
+_CLAIMS_PER_ATTEMPT = 4  # a job that keeps killing its worker is given up
+
+
+class Jobs:
+    """Handles one job message at a time; many at once share their claims, settlements and signals."""
+
+    def __init__(
+        self,
+        store: Store,
+        broker: Broker,
+        signals: Signals,
+        model: Model,
+        kinds: Mapping[str, Run],
+        leases: Leases,
+        *,
+        retry: RetryPolicy,
+        model_timeout_s: float,
+        deadline_s: float,
+    ) -> None:
+        self._store = store
+        self._broker = broker
+        self._signals = signals
+        self._model = model
+        self._kinds = kinds
+        self._leases = leases
+        self._retry = retry
+        self._model_timeout_s = model_timeout_s
+        self._deadline_s = deadline_s
+        self._claims: Batcher[str, Job | None] = Batcher(self._claim_all)
+        self._settlements: Batcher[Settlement, bool] = Batcher(self._settle_all)
+        self._announcements: Batcher[Signal, None] = Batcher(self._announce_all, max_in_flight=2)
+
+    async def handle(self, delivery: Delivery) -> None:
+        """One message, from its claim to its signal."""
+        try:
+            uid = decode_job(delivery.message)
+        except Undecodable as error:
+            await self._reject(delivery, str(error))
+            return
+        job = await self._claim(uid)
+        delivery.acknowledge()  # from here on the lease protects the job
+        if job is None:
+            metrics.NOT_CLAIMED.inc()
+            return
+        metrics.CLAIMED.labels(job.kind).inc()
+        metrics.WAIT_SECONDS.labels(job.kind).observe(max(0.0, time.time() - job.created_at))
+        with self._leases.held(job), metrics.IN_FLIGHT.track_inprogress():
+            try:
+                await self._settle(job, await self._run(job))
+            except asyncio.CancelledError:
+                if self._leases.abandoned():
+                    return  # cancelled by its caller or lost to another worker: nothing is left to write
+                await self._settle(job, HandedBack())
+                raise
+
+    def hear(self, signals: Sequence[Signal]) -> None:
+        """Stops the runs of jobs that their callers have cancelled."""
+        for signal in signals:
+            if signal.status is Status.CANCELLED:
+                self._leases.abandon(signal.uid)
+
+    async def drain(self) -> None:
+        """Returns when every settlement and signal on its way is out."""
+        await self._settlements.drain()
+        await self._announcements.drain()
+
+    async def _run(self, job: Job) -> Outcome:
+        """What running `job` came to; decides, and writes nothing."""
+        now = time.time()
+        if job.claims > self._retry.max_attempts * _CLAIMS_PER_ATTEMPT:
+            return Failed(
+                Try(now, "Worker lost", "Every worker that ran this request was lost. Please report it.")
+            )
+        if now - job.created_at > self._deadline_s:
+            return Failed(
+                Try(now, "Deadline passed", "No answer could be had in time. Please try again later.")
+            )
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(self._model_timeout_s * 1.1):
+                result = await self._kinds[job.kind](job.params, self._model, self._model_timeout_s)
+        except NotTheJobsFault as error:
+            log.warning("provider trouble", uid=job.uid, error=error.title, message=str(error))
+            self._called(began, error.title)
+            metrics.RETRIED.labels(error.title).inc()
+            return Retry(time.time() + self._retry.delay_s(max(3, job.claims)))
+        except Never as error:
+            self._called(began, error.title)
+            return Failed(
+                Try(time.time(), error.title, f"{error} Sending the same request again will not help.")
+            )
+        except TryAgain as error:
+            self._called(began, error.title)
+            return self._again(job, error.title, str(error), error.retry_after_s)
+        except TimeoutError:
+            self._called(began, "Model timeout")
+            return self._again(job, "Model timeout", "The model did not answer in time.", None)
+        except Exception:  # a defect of the kind must cost this job's attempts, not the worker
+            log.exception("kind failed", uid=job.uid, kind=job.kind)
+            return self._again(job, "Internal error", "Something went wrong on our side.", None)
+        self._called(began, "ok")
+        return Completed(result)
+
+    def _again(self, job: Job, error: str, message: str, retry_after_s: float | None) -> Outcome:
+        attempts = len(job.tries) + 1
+        now = time.time()
+        if self._retry.exhausted(attempts):
+            told = f"{message} Given up after {attempts} attempts. Please try again later."
+            return Failed(Try(now, error, told))
+        metrics.RETRIED.labels(error).inc()
+        delay_s = self._retry.delay_s(attempts, retry_after_s=retry_after_s)
+        return Retry(now + delay_s, Try(now, error, message))
+
+    async def _settle(self, job: Job, outcome: Outcome) -> None:
+        """Writes the outcome, however long the store is away, and tells everybody if it ended the job."""
+        if isinstance(outcome, Failed):
+            outcome = await self._with_dead_letter(job, outcome)
+        settlement = Settlement(job.uid, job.token or "", outcome)
+        while True:
+            try:
+                stood = await self._settlements.submit(settlement)
+            except StoreUnavailable as error:
+                log.warning("result not stored yet", uid=job.uid, error=str(error))
+                await asyncio.sleep(_STORE_RETRY_S)
+            else:
+                break
+        if not stood:
+            metrics.LOST_LEASES.inc()
+            log.warning("result not wanted any more", uid=job.uid)
+        elif isinstance(outcome, Completed | Failed):
+            status = Status.COMPLETED if isinstance(outcome, Completed) else Status.FAILED
+            metrics.FINISHED.labels(job.kind, status.value).inc()
+            self._announcements.post(Signal(job.uid, status))
+
+    async def _with_dead_letter(self, job: Job, outcome: Failed) -> Outcome:
+        """The outcome once a copy of the job stands on the dead-letter topic; without one the job can't end."""
+        topic = dead_letter_topic(JOBS_TOPIC)
+        now = time.time()
+        copy = settled(replace(job), outcome, now, 0.0)
+        try:
+            await self._broker.publish(topic, [encode_dead_letter(copy)])
+        except BrokerUnavailable as error:
+            log.warning("no dead letter yet", uid=job.uid, error=str(error))
+            return Retry(now + self._retry.base_s)
+        metrics.DEAD_LETTERS.labels(topic).inc()
+        return outcome
+
+    async def _reject(self, delivery: Delivery, reason: str) -> None:
+        message = delivery.message
+        copy = Message(message.value, {**message.headers, "travelrec-error": reason}, message.key)
+        topic = dead_letter_topic(JOBS_TOPIC)
+        while True:
+            try:
+                await self._broker.publish(topic, [copy])
+            except BrokerUnavailable:
+                await asyncio.sleep(_STORE_RETRY_S)
+            else:
+                break
+        metrics.DEAD_LETTERS.labels(topic).inc()
+        delivery.acknowledge()
+
+    async def _claim(self, uid: str) -> Job | None:
+        while True:
+            try:
+                return await self._claims.submit(uid)
+            except StoreUnavailable as error:
+                log.warning("not claimed yet", uid=uid, error=str(error))
+                await asyncio.sleep(_STORE_RETRY_S)
+
+    async def _claim_all(self, uids: list[str]) -> list[Job | None]:
+        now = time.time()
+        won = await self._store.claim(uids, new_uid(), now, now + self._leases.lease_s)
+        by_uid = {job.uid: job for job in won}
+        return [by_uid.pop(uid, None) for uid in uids]  # a repeat within the batch gets nothing
+
+    async def _settle_all(self, settlements: list[Settlement]) -> list[bool]:
+        stood = await self._store.settle(settlements, time.time())
+        return [settlement.uid in stood for settlement in settlements]
+
+    async def _announce_all(self, signals: list[Signal]) -> list[None]:
+        try:
+            await self._signals.announce(signals)
+            metrics.SIGNALS_SENT.inc(len(signals))
+        except SignalUnavailable as error:
+            log.warning("signals lost", jobs=len(signals), error=str(error))
+        return [None] * len(signals)
+
+    def _called(self, began: float, outcome: str) -> None:
+        metrics.MODEL_SECONDS.labels(outcome).observe(time.monotonic() - began)

@@ -1,0 +1,81 @@
+"""Again: publishes what is due, and deletes what has been kept long enough. Safe in any number of workers."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import structlog
+
+from travelrec import metrics
+from travelrec.errors import BrokerUnavailable, Unavailable
+from travelrec.job import Phase
+from travelrec.ports import Broker, Store
+from travelrec.wire import JOBS_GROUP, JOBS_TOPIC, QUEUED_S, encode_job
+
+log = structlog.get_logger(__name__)
+
+_EVERY_S = 1.0
+_PURGE_EVERY_S = 60.0
+_RETAKE_S = 10.0  # when a sweeper that took a job and died is followed by another
+_BATCH = 500
+
+
+class Sweeper:
+    """Looks at every job whose `due_at` has passed."""
+
+    def __init__(self, store: Store, broker: Broker) -> None:
+        self._store = store
+        self._broker = broker
+
+    async def run(self) -> None:
+        """Sweeps until cancelled."""
+        purged_at = time.monotonic()
+        while True:
+            try:
+                while await self.sweep(time.time()) == _BATCH:
+                    pass
+                if time.monotonic() - purged_at > _PURGE_EVERY_S:
+                    purged_at = time.monotonic()
+                    while await self.purge(time.time()) == _BATCH:
+                        pass
+            except Unavailable as error:
+                log.warning("sweeper waits", neighbour=error.name, error=str(error))
+                await self._broker_back(error)
+            await asyncio.sleep(_EVERY_S)
+
+    async def sweep(self, now: float) -> int:
+        """Takes one batch of due jobs and publishes them; answers how many were due.
+
+        A job whose message stands in the broker is published again only when nothing waits there any more: as long
+        as there is a backlog, it is part of it.
+        """
+        jobs = await self._store.take_due(now, now + _RETAKE_S, _BATCH)
+        if not jobs:
+            return 0
+        again = [job for job in jobs if job.phase is Phase.ACCEPTED]
+        queued = [job for job in jobs if job.phase is Phase.QUEUED]
+        if queued and not await self._broker.waiting(JOBS_TOPIC, JOBS_GROUP):
+            again += queued
+        if again:
+            await self._broker.publish(JOBS_TOPIC, [encode_job(job) for job in again])
+            metrics.SWEPT.inc(len(again))
+            log.info("published what was due", jobs=len(again))
+        await self._store.published([job.uid for job in jobs], now + QUEUED_S)
+        return len(jobs)
+
+    async def purge(self, now: float) -> int:
+        """Deletes one batch of ended jobs whose retention is over; answers how many."""
+        purged = await self._store.purge(now, _BATCH)
+        metrics.PURGED.inc(purged)
+        return purged
+
+    async def _broker_back(self, error: Unavailable) -> None:
+        """Takes no more jobs while they can't be published."""
+        while isinstance(error, BrokerUnavailable):
+            await asyncio.sleep(_EVERY_S)
+            try:
+                await self._broker.ping()
+            except BrokerUnavailable:
+                continue
+            return
