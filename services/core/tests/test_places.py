@@ -77,7 +77,8 @@ TAKEN = {
     "Saint Martin": "St. Martin|Saint Martin (French part)|Saint-Martin|MF",
     "Scotland": "scotland|SCOTLAND|Alba",
     "Sint Maarten": "Sint Maarten (Dutch part)|SX|Sint-Maarten",
-    "South Korea": "Korea, Republic of|Republic of Korea|the Republic of Korea|KR|대한민국|한국|ROK|S. Korea|Korea, South",
+    "South Korea": "Korea, Republic of|Republic of Korea|the Republic of Korea|KR|대한민국|한국|ROK"
+    "|S. Korea|Korea, South",
     "Spain": "España|espana|Kingdom of Spain",
     "Sri Lanka": "ශ්‍රී ලංකාව|இலங்கை|Ceylon",
     "Switzerland": "Schweiz|Suisse|Svizzera|Svizra|CH|Swiss Confederation",
