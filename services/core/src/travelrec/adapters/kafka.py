@@ -187,8 +187,10 @@ class KafkaBroker:
     async def _ensure(self, topic: str) -> None:
         if topic in self._ensured:
             return
+        new = NewTopic(topic, self._partitions, 1)
+        new.replication_factor = -1  # the cluster's own default, which the constructor refuses
         async with self._admin() as admin:
-            made = await admin.create_topics([NewTopic(topic, self._partitions, -1)])
+            made = await admin.create_topics([new])
         code = made.topic_errors[0][1]
         if code not in (0, TopicAlreadyExistsError.errno):
             raise for_code(code)(f"topic {topic}: {made.topic_errors[0][2]}")

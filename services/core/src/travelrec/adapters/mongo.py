@@ -31,6 +31,7 @@ from travelrec.job import (
 )
 
 _PENDING = {"status": Status.PENDING.value}
+_DISPATCHABLE = [Phase.ACCEPTED.value, Phase.QUEUED.value]
 _DUPLICATE_KEY = 11000
 
 
@@ -105,10 +106,14 @@ class MongoStore:
 
     async def _standing(self, job: Job, now: float) -> Job:
         """The job that stands in the way of inserting `job`, or `job` itself once an expired key has been freed."""
-        fresh = {"idempotency_key": job.idempotency_key, "created_at": {"$gt": now - IDEMPOTENCY_S}}
+        standing = (await self.get([job.uid])).get(job.uid)
+        if standing is not None:
+            return standing
         for _ in range(3):
             with _translated():
-                found = await self._jobs.find_one({"$or": [{"_id": job.uid}, fresh]})
+                found = await self._jobs.find_one(
+                    {"idempotency_key": job.idempotency_key, "created_at": {"$gt": now - IDEMPOTENCY_S}}
+                )
                 if found is not None:
                     return _job(found)
                 await self._jobs.update_many(
@@ -127,7 +132,7 @@ class MongoStore:
         """See `ports.Store`."""
         ids = list(dict.fromkeys(uids))
         ready = [
-            {"phase": {"$in": [Phase.ACCEPTED.value, Phase.QUEUED.value]}},
+            {"phase": {"$in": _DISPATCHABLE}},
             {"due_at": {"$lte": now}},
         ]
         lease = {"phase": Phase.RUNNING.value, "token": token, "due_at": until}
@@ -216,7 +221,7 @@ class MongoStore:
         """See `ports.Store`."""
         with _translated():
             await self._jobs.update_many(
-                {"_id": {"$in": list(uids)}, **_PENDING, "phase": Phase.ACCEPTED.value},
+                {"_id": {"$in": list(uids)}, **_PENDING, "phase": {"$in": _DISPATCHABLE}},
                 {"$set": {"phase": Phase.QUEUED.value, "due_at": due_at}},
             )
 

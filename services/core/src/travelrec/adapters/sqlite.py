@@ -150,8 +150,7 @@ class SqliteStore:
 
         def work() -> None:
             for job in self._select(uids):
-                if job.phase is Phase.ACCEPTED:
-                    self._put(moves.published(job, due_at))
+                self._put(moves.published(job, due_at))
 
         await self._write(work)
 

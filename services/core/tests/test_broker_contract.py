@@ -1,0 +1,229 @@
+"""The contracts of `ports.Broker` and `ports.Signals`, held by every adapter."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+
+import pytest
+import pytest_asyncio
+from support import eventually
+
+from travelrec.adapters.memory import MemoryBroker, MemorySignals
+from travelrec.errors import BrokerUnavailable, SignalUnavailable
+from travelrec.job import Status, new_uid
+from travelrec.ports import Broker, Delivery, Signals, Subscription
+from travelrec.wire import Message, Signal
+
+pytestmark = pytest.mark.asyncio
+
+BROKERS = ["memory", pytest.param("kafka", marks=pytest.mark.real("kafka"))]
+
+
+@pytest_asyncio.fixture(params=BROKERS)
+async def broker(request: pytest.FixtureRequest) -> AsyncIterator[Broker]:
+    if request.param == "memory":
+        yield MemoryBroker()
+        return
+    from travelrec.adapters.kafka import KafkaBroker
+
+    server = request.getfixturevalue("kafka_server")
+    async with KafkaBroker.opened(server.address, partitions=3, timeout_s=10.0) as kafka:
+        yield kafka
+
+
+@pytest_asyncio.fixture(params=BROKERS)
+async def signals(request: pytest.FixtureRequest) -> AsyncIterator[Signals]:
+    if request.param == "memory":
+        yield MemorySignals()
+        return
+    from travelrec.adapters.kafka import KafkaBroker, KafkaSignals
+
+    server = request.getfixturevalue("kafka_server")
+    async with KafkaBroker.opened(server.address, partitions=1, timeout_s=10.0) as kafka:
+        yield KafkaSignals(kafka, f"signals-{new_uid()}")
+
+
+@pytest.fixture
+def topic() -> str:
+    return f"topic-{new_uid()}"
+
+
+def messages(count: int) -> list[Message]:
+    return [Message(f"m{n}".encode(), {"n": str(n), "ü": "ö"}) for n in range(count)]
+
+
+async def take_all(subscription: Subscription, count: int, limit: int = 100) -> list[Delivery]:
+    taken: list[Delivery] = []
+    async with asyncio.timeout(30):
+        while len(taken) < count:
+            taken += await subscription.take(min(limit, count - len(taken)), 1.0)
+    return taken
+
+
+async def test_what_is_published_is_taken_once(broker: Broker, topic: str) -> None:
+    """Values and headers arrive unchanged, each message once."""
+    sent = messages(100)
+    await broker.publish(topic, sent)
+    async with broker.subscribe(topic, "g") as subscription:
+        taken = await take_all(subscription, 100)
+        assert sorted(d.message.value for d in taken) == sorted(m.value for m in sent)
+        assert {d.message.headers["n"] for d in taken} == {m.headers["n"] for m in sent}
+        assert all(d.message.headers["ü"] == "ö" for d in taken)
+        for delivery in taken:
+            delivery.acknowledge()
+        assert await subscription.take(10, 0.2) == []
+
+
+async def test_take_is_bounded(broker: Broker, topic: str) -> None:
+    """A take never gives more than was asked for, and nothing for 0."""
+    await broker.publish(topic, messages(10))
+    async with broker.subscribe(topic, "g") as subscription:
+        assert await subscription.take(0, 1.0) == []
+        assert len(await take_all(subscription, 1, limit=1)) == 1
+        assert len(await subscription.take(3, 1.0)) <= 3
+
+
+async def test_keyed_messages_keep_their_order(broker: Broker, topic: str) -> None:
+    """Messages of one key are taken in the order in which they were published."""
+    await broker.publish(topic, [Message(str(n).encode(), key=f"k{n % 4}") for n in range(80)])
+    async with broker.subscribe(topic, "g") as subscription:
+        taken = await take_all(subscription, 80)
+    for key in ("k0", "k1", "k2", "k3"):
+        numbers = [int(d.message.value) for d in taken if d.message.key == key]
+        assert numbers == sorted(numbers)
+        assert len(numbers) == 20
+
+
+async def test_every_group_takes_everything(broker: Broker, topic: str) -> None:
+    """Groups do not take from each other; a late one begins at the oldest message."""
+    await broker.publish(topic, messages(5))
+    async with broker.subscribe(topic, "one") as one:
+        assert len(await take_all(one, 5)) == 5
+    async with broker.subscribe(topic, "two") as two:
+        assert len(await take_all(two, 5)) == 5
+
+
+async def test_unacknowledged_comes_again_to_the_next_member(broker: Broker, topic: str) -> None:
+    """Acknowledged out of order: what was not acknowledged is delivered again, and none of it is lost."""
+    await broker.publish(topic, messages(20))
+    async with broker.subscribe(topic, "g") as first:
+        taken = await take_all(first, 20)
+        kept = {d.message.value for d in taken[5:7]}
+        for delivery in reversed(taken):
+            if delivery.message.value not in kept:
+                delivery.acknowledge()
+    async with broker.subscribe(topic, "g") as second:
+        again: set[bytes] = set()
+        async with asyncio.timeout(30):
+            while not kept <= again:
+                again |= {d.message.value for d in await second.take(20, 1.0)}
+
+
+async def test_acknowledged_does_not_come_again(broker: Broker, topic: str) -> None:
+    """Leaving notes what was acknowledged."""
+    await broker.publish(topic, messages(20))
+    async with broker.subscribe(topic, "g") as first:
+        for delivery in await take_all(first, 20):
+            delivery.acknowledge()
+    await broker.publish(topic, [Message(b"new")])
+    async with broker.subscribe(topic, "g") as second:
+        assert [d.message.value for d in await take_all(second, 1)] == [b"new"]
+
+
+async def test_waiting_counts_what_is_not_acknowledged(broker: Broker, topic: str) -> None:
+    """Taken but unacknowledged messages still wait."""
+    await broker.publish(topic, messages(12))
+    async with broker.subscribe(topic, "g") as subscription:
+        taken = await take_all(subscription, 12)
+        assert await broker.waiting(topic, "g") == 12
+        for delivery in taken:
+            delivery.acknowledge()
+
+        async def none_wait() -> bool:
+            return await broker.waiting(topic, "g") == 0
+
+        await eventually(none_wait, 20, "nothing waits")
+
+
+async def test_members_share_the_messages(broker: Broker, topic: str) -> None:
+    """Two members of a group get each message once between them, also while one joins and leaves."""
+    async with AsyncExitStack() as stack:
+        members = [await stack.enter_async_context(broker.subscribe(topic, "g")) for _ in range(2)]
+        await asyncio.gather(*(member.take(1, 3.0) for member in members))
+        await broker.publish(topic, messages(60))
+        seen: set[bytes] = set()
+        async with asyncio.timeout(40):
+            while len(seen) < 60:
+                for member in members:
+                    for delivery in await member.take(100, 0.1):
+                        seen.add(delivery.message.value)
+                        delivery.acknowledge()
+
+
+async def test_ping_answers(broker: Broker) -> None:
+    """A broker that is there says so."""
+    await broker.ping()
+
+
+async def test_signals_reach_every_listener(signals: Signals) -> None:
+    """Everybody who listens hears everything that is announced from then on."""
+    await signals.announce([Signal(new_uid(), Status.FAILED)])
+    heard: list[list[Signal]] = [[], []]
+    sent = [Signal(new_uid(), Status.COMPLETED) for _ in range(50)]
+    async with signals.listen(heard[0].extend), signals.listen(heard[1].extend):
+        await signals.announce(sent)
+        await eventually(lambda: all(len(h) >= 50 for h in heard), 20, "both heard all")
+    assert heard == [sent, sent]
+
+
+async def test_signals_stop_when_left(signals: Signals) -> None:
+    """Nothing is heard after leaving."""
+    heard: list[Signal] = []
+    async with signals.listen(heard.extend):
+        pass
+    await signals.announce([Signal(new_uid(), Status.COMPLETED)])
+    assert heard == []
+
+
+async def test_kafka_away_is_said_in_time() -> None:
+    """A server that does not answer is `BrokerUnavailable`, within the adapter's own time-out."""
+    from support import free_port
+
+    from travelrec.adapters.kafka import KafkaBroker, KafkaSignals
+
+    async with KafkaBroker.opened(f"127.0.0.1:{free_port()}", timeout_s=0.5) as broker:
+        for call in (broker.publish("t", messages(1)), broker.waiting("t", "g"), broker.ping()):
+            with pytest.raises(BrokerUnavailable):
+                await call
+        with pytest.raises(SignalUnavailable):
+            await KafkaSignals(broker, "s").announce([Signal(new_uid(), Status.COMPLETED)])
+
+
+@pytest.mark.real("kafka")
+async def test_kafka_comes_back(new_kafka) -> None:  # type: ignore[no-untyped-def]
+    """After the server was stopped and started again, the same broker publishes and delivers again."""
+    from travelrec.adapters.kafka import KafkaBroker
+
+    server = new_kafka()
+    async with KafkaBroker.opened(server.address, timeout_s=2.0) as broker:
+        await broker.publish("t", messages(3))
+        async with broker.subscribe("t", "g") as subscription:
+            for delivery in await take_all(subscription, 3):
+                delivery.acknowledge()
+            server.kill()
+            with pytest.raises(BrokerUnavailable):
+                await broker.publish("t", [Message(b"lost")])
+            server.start()
+
+            async def published() -> bool:
+                try:
+                    await broker.publish("t", [Message(b"back")])
+                except BrokerUnavailable:
+                    return False
+                return True
+
+            await eventually(published, 60, "published again")
+            values: set[bytes] = set()
+            async with asyncio.timeout(60):
+                while b"back" not in values:
+                    values |= {d.message.value for d in await subscription.take(10, 1.0)}
