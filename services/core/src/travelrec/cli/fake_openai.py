@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 
-def fake_openai(  # noqa: PLR0917 - typer reads one parameter per option
+def fake_openai(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")
@@ -73,7 +73,7 @@ def fake_openai(  # noqa: PLR0917 - typer reads one parameter per option
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """Return uvloop's when it is installed: it answers twice as many calls; else asyncio's own."""
+    """Return uvloop's when it is installed, else asyncio's own."""
     try:
         import uvloop  # noqa: PLC0415 - optional
     except ImportError:
