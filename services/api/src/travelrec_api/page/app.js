@@ -56,9 +56,10 @@ function learn(body) {
     past.remember(pick(shown, ["uid", "country", "season", "status", "askedAt", "tookMs"]));
   }
   if (shown.status === before) return;
+  const focused = document.activeElement;
   render();
   announceState();
-  if (document.activeElement.hidden) $("request-title").focus(); // a button that is of no use any more had the focus
+  if (focused.hidden) $("request-title").focus(); // it was on a button that is of no use any more
 }
 
 function showTrouble(trouble) {
