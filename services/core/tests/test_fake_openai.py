@@ -24,11 +24,15 @@ from support import Process
 from support.waiting import eventually
 from travelrec.cli.fake_openai import fake_openai
 from travelrec.fake_openai import FAULTS, FakeOpenAI, FakeSettings, parse_fault, running
+from travelrec.fake_openai.answers import answer
 from travelrec.fake_openai.asks import read_chat
 from travelrec.fake_openai.limits import TokenBucket
 from travelrec.fake_openai.refusals import Refused
 from travelrec.fake_openai.samples import sample_of
 from travelrec.fake_openai.suggestions import IDEAS, suggestions
+from travelrec.kinds.recommendation.models import SCHEMA as OF_THE_PRODUCT
+from travelrec.kinds.recommendation.places import COUNTRIES
+from travelrec.kinds.recommendation.prompt import question
 
 SCHEMA = {
     "type": "object",
@@ -246,6 +250,20 @@ def test_there_are_enough_ideas_and_they_fit_any_country():
         assert all(season in idea and idea.count("{place}") == 1 and "." not in idea for idea in ideas)
     assert "in the Netherlands" in " ".join(suggestions(0, "Netherlands", "summer", 14))
     assert len(suggestions(3, "St. {x}", "spring", 3)) == 3
+    assert "old town" not in " ".join(suggestions(0, "Antarctica", "winter", 14))
+
+
+@pytest.mark.parametrize("season", IDEAS)
+def test_every_country_of_the_product_is_served(season):
+    """For each canonical name, asked as the product asks, the product's own schema gets three ideas of it."""
+    form = {"type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": OF_THE_PRODUCT}}
+    for country in COUNTRIES:
+        asked = read_chat(json.dumps(chat(question(country, season).user, response_format=form)).encode())
+        found = json.loads(answer(asked, 0, None).text)["recommendations"]
+        assert len(set(found)) == 3
+        assert all(
+            f" {country}" in each and season in each and each.startswith("Offline sample: ") for each in found
+        )
 
 
 # --- any other schema --------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ _DEEP = 8
 _TOO_DEEP = 60
 _HUGE = 1e15
 _ENDLESS = 10_000
-"""No list and no string of a sample is longer."""
+"""No string of a sample is longer, and no sample has more values."""
 _FORMATS = {
     "date": "2024-01-01",
     "date-time": "2024-01-01T12:00:00Z",
@@ -34,11 +34,13 @@ class _Sampler:
 
     def __init__(self, root: Mapping[str, object]) -> None:
         self._root = root
+        self._made = 0
 
     def value(self, schema: object, name: str, depth: int) -> object:
         """Return an instance; `name` is the path that its strings tell, `depth` how far down it stands."""
-        if depth > _TOO_DEEP:
-            raise Refused(400, "The schema refers to itself without an end.", param="response_format")
+        self._made += 1
+        if depth > _TOO_DEEP or self._made > _ENDLESS:
+            raise Refused(400, "The smallest instance of the schema is too large.", param="response_format")
         if not isinstance(schema, dict):
             return f"Offline sample{name}"
         if "const" in schema:
@@ -117,8 +119,9 @@ class _Sampler:
         properties = schema.get("properties")
         known = properties if isinstance(properties, dict) else {}
         required = schema.get("required")
-        names = required if isinstance(required, list) and required else list(known)
-        return {str(each): self.value(known.get(each, {}), f"{name} {each}", depth + 1) for each in names}
+        needed = [each for each in required if isinstance(each, str)] if isinstance(required, list) else []
+        names = needed or list(known)
+        return {each: self.value(known.get(each, {}), f"{name} {each}", depth + 1) for each in names}
 
     def _array(self, schema: Mapping[str, object], name: str, depth: int) -> list[object]:
         first = schema.get("prefixItems")

@@ -75,6 +75,26 @@ IDEAS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 
+_NOBODY_LIVES_THERE = frozenset(
+    {
+        "Antarctica",
+        "Bouvet Island",
+        "British Indian Ocean Territory",
+        "French Southern Territories",
+        "Heard and McDonald Islands",
+        "South Georgia and the South Sandwich Islands",
+        "United States Minor Outlying Islands",
+    }
+)
+_WILD_IDEAS = (
+    "ask which guided expeditions go to {place} in {season}",
+    "follow the coast of {place} by ship in {season} and watch for seabirds",
+    "photograph the {season} light over {place}",
+    "read the logbooks of the explorers of {place} before you travel in {season}",
+    "find out from a researcher which animals are seen in {place} in {season}",
+    "note the sounds and the weather of {place} in a {season} diary",
+)
+
 _COUNTRY = re.compile(r"^[ \t]*Country:[ \t]*(\S[^\n]{0,99}?)\s*$", re.MULTILINE)
 _SEASON = re.compile(
     r"^[ \t]*Season:[ \t]*(spring|summer|autumn|fall|winter)\b", re.MULTILINE | re.IGNORECASE
@@ -97,9 +117,10 @@ def trip_in(prompt: str) -> tuple[str, str] | None:
 @lru_cache(maxsize=4096)
 def suggestions(seed: int, country: str, season: str, count: int) -> tuple[str, ...]:
     """Return `count` different sentences, fewer when there are not as many; the same for the same arguments."""
-    ideas = IDEAS[season]
+    ideas = _WILD_IDEAS if country in _NOBODY_LIVES_THERE else IDEAS[season]
     place = f"the {country}" if _TAKES_THE.search(country) else country
     chosen = random.Random(f"{seed} {country} {season}".encode(errors="replace")).sample(
         ideas, min(count, len(ideas))
     )
-    return tuple(f"Offline sample: {idea.replace('{place}', place)}." for idea in chosen)
+    filled = (idea.replace("{season}", season).replace("{place}", place) for idea in chosen)
+    return tuple(f"Offline sample: {each}." for each in filled)
