@@ -102,7 +102,8 @@ def test_a_request_by_mouse_shows_each_step_and_the_three_ideas(service, new_vis
     visitor.page.get_by_role("button", name="Get three ideas").click()
     expect(visitor.title).to_have_text("Canada in winter")
     visitor.sees("completed")
-    assert visitor.page.evaluate("checks.statuses") == ["accepted", "pending", "completed"]
+    statuses = visitor.page.evaluate("checks.statuses")
+    assert statuses in (["accepted", "pending", "completed"], ["accepted", "completed"])
     uid = visitor.page.locator("#uid").input_value()
     assert visitor.page.url == f"{service.url}/?uid={uid}"
     assert visitor.ideas.all_inner_texts() == service.read(uid)["recommendations"]
@@ -295,7 +296,7 @@ def test_a_reload_keeps_the_request_and_the_list(service, new_visitor):
 
 def test_a_reload_while_pending_goes_on_following(steered, model, new_visitor):
     """A request that was pending at the reload is followed to its end, with the time since it was asked."""
-    model.behave(latency_s=2)
+    model.behave(latency_s=3)
     visitor = new_visitor(steered)
     visitor.visit()
     visitor.ask("Oman", "Spring")
@@ -399,7 +400,6 @@ def test_a_service_killed_while_pending_is_waited_for(tmp_path, model, new_visit
         expect(visitor.notice).to_have_count(0)
         assert visitor.ideas.all_inner_texts() == service.read(uid)["recommendations"]
     finally:
-        visitor.page.close()
         service.close()
 
 
@@ -410,20 +410,20 @@ def test_a_busy_service_is_asked_again_when_it_said_and_never_twice(service, new
 
     def busy_at_first(route: Route) -> None:
         keys.append(route.request.headers["idempotency-key"])
-        if len(keys) > 2:
+        if len(keys) > 1:
             route.continue_()
         else:
-            route.fulfill(status=503, headers={"Retry-After": "1"}, json=BUSY)
+            route.fulfill(status=503, headers={"Retry-After": "2"}, json=BUSY)
 
     visitor.page.route("**/recommendations?country=*", busy_at_first)
     visitor.visit()
     visitor.choose("Italy", "Autumn")
     visitor.submit.click()
     expect(visitor.notice).to_contain_text(BUSY["message"])
-    expect(visitor.notice).to_contain_text("Trying again in 1 s")
+    expect(visitor.notice).to_contain_text(re.compile("Trying again in [12] s"))
     visitor.sees("completed")
     expect(visitor.notice).to_have_count(0)
-    assert len(keys) == 3
+    assert len(keys) == 2
     assert len(set(keys)) == 1
 
 
@@ -443,6 +443,8 @@ def test_trying_again_can_be_hurried_and_stopped(service, new_visitor):
     expect(visitor.notice).to_contain_text(re.compile(r"Trying again in \d+ s"))
     with visitor.page.expect_response("**/recommendations?country=*"):
         visitor.page.get_by_role("button", name="Try now").click()
+    expect(visitor.notice).to_contain_text(re.compile(r"Trying again in \d+ s"))
+    expect(visitor.page.get_by_role("button", name="Try now")).to_be_focused()
     visitor.page.get_by_role("button", name="Stop trying").click()
     expect(visitor.notice).to_have_count(0)
     expect(visitor.submit).to_be_focused()
@@ -628,7 +630,7 @@ def test_the_docs_work_without_internet(service, new_visitor):
     page.goto(f"{service.url}/docs")
     page.locator(".opblock-post", has_text="/recommendations").first.click()
     page.get_by_role("button", name="Try it out").click()
-    page.get_by_placeholder("country").fill("Canada")
+    page.get_by_placeholder("country").fill("Gabon")
     page.get_by_placeholder("season").fill("winter")
     page.get_by_role("button", name="Execute").click()
     expect(page.locator(".live-responses-table tbody .response-col_status")).to_contain_text("202")

@@ -63,8 +63,12 @@ function learn(body) {
 }
 
 function showTrouble(trouble) {
-  if (!trouble) return clearNotice($("watch-problem"));
-  return notice($("watch-problem"), {
+  if (!trouble) {
+    if ($("watch-problem").contains(document.activeElement)) $("request-title").focus();
+    clearNotice($("watch-problem"));
+    return;
+  }
+  notice($("watch-problem"), {
     title: "Lost touch with the service",
     message: trouble.message || "The request itself is kept; this page asks again until it hears of it.",
     inMs: trouble.inMs,

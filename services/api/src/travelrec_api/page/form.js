@@ -75,6 +75,7 @@ async function send(where, season, key = newKey()) {
     const canRetry = answer.kind === "busy" || answer.kind === "unreachable";
     if (!canRetry) {
       busy(false);
+      if ($("send-problem").contains(document.activeElement)) $("submit").focus();
       clearNotice($("send-problem"));
       sent(answer, { country: where, season, askedAt });
       return;
