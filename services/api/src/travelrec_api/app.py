@@ -37,7 +37,7 @@ def create_app(settings: Settings, parts: Parts | None = None) -> tuple[FastAPI,
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            opened = parts or await stack.enter_async_context(opened_parts(settings))
+            opened = parts if parts is not None else await stack.enter_async_context(opened_parts(settings))
             app.state.parts = state = _state(opened)
             stack.push_async_callback(state.accepter.drain)
             background = await stack.enter_async_context(asyncio.TaskGroup())
@@ -64,6 +64,7 @@ def create_app(settings: Settings, parts: Parts | None = None) -> tuple[FastAPI,
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
     )
     app.include_router(recommendations.router)
     app.include_router(system.router)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import structlog
 from prometheus_client import Counter, Histogram
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from travelrec import metrics
@@ -18,6 +19,7 @@ log = structlog.get_logger(__name__)
 
 MAX_BODY_BYTES = 64 * 1024
 _SANE_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+_CALLER_GONE = 499  # nginx's own number for it
 _UNMATCHED = "(unmatched)"
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
@@ -55,6 +57,8 @@ class Edge:
                 await self._with_body(scope, receive, send_with_id)
             else:
                 await self._app(scope, receive, send_with_id)
+        except ClientDisconnect:
+            status = _CALLER_GONE
         finally:
             self._note(scope, status, time.perf_counter() - began)
 
@@ -65,7 +69,7 @@ class Edge:
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
-                return
+                raise ClientDisconnect
             body += message.get("body", b"")
             more = message.get("more_body", False)
             if len(body) > MAX_BODY_BYTES:
@@ -112,4 +116,9 @@ def _read_headers(scope: Scope) -> tuple[bytes, int, bool]:
             length = int(value) if value.isdigit() else 0
         elif name == b"transfer-encoding":
             chunked = True
-    return request_id or os.urandom(16).hex().encode(), length, chunked
+    return request_id or new_request_id(), length, chunked
+
+
+def new_request_id() -> bytes:
+    """An id for a request whose caller gave none."""
+    return os.urandom(16).hex().encode()

@@ -11,11 +11,13 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match
 
 from travelrec.errors import InvalidInput, Unavailable
 from travelrec.job import Json
 
 RETRY_AFTER_S = 2
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
 class Detail(BaseModel):
@@ -68,10 +70,19 @@ def invalid(details: list[tuple[str, str]]) -> Response:
     return answer(422, {"error": "Invalid request", "message": message, "details": told})
 
 
-async def on_http_exception(_: Request, error: Exception) -> Response:
+async def on_http_exception(request: Request, error: Exception) -> Response:
     """404, 405 and what else the framework raises."""
     assert isinstance(error, HTTPException)  # noqa: S101 - registered for this class only
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        return problem(error.status_code, {"Allow": ", ".join(_allowed(request))})
     return problem(error.status_code, error.headers)
+
+
+def _allowed(request: Request) -> list[str]:
+    """The methods of all routes at this path; the framework names those of the first one only."""
+    scopes = {method: {**request.scope, "method": method} for method in _METHODS}
+    routes = request.app.router.routes
+    return [method for method in _METHODS if any(r.matches(scopes[method])[0] is Match.FULL for r in routes)]
 
 
 async def on_invalid_input(_: Request, error: Exception) -> Response:

@@ -31,6 +31,7 @@ _MAX_WAIT_S = 60.0
 _PING_S = 15.0
 _STORE_AWAY_S = 1.0
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
+_NUMBER = re.compile(r"(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _TRACE = ("traceparent", "tracestate")
 _NOT_FOUND: dict[str, Json] = {
     "error": "UID not found",
@@ -120,6 +121,10 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         "headers": {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds."}},
     },
 }
+_ACCEPTING: dict[int | str, dict[str, Any]] = {
+    **_ERRORS,
+    413: {"model": Problem, "description": "The body is over 64 KiB; none is needed."},
+}
 _LOOKED_UP: dict[int | str, dict[str, Any]] = {
     **_ERRORS,
     404: {"model": Problem, "description": "There is no such uid."},
@@ -131,7 +136,7 @@ _STATES: Any = Completed | Pending | Failed | Cancelled
     "/recommendations",
     status_code=202,
     response_model=Accepted,
-    responses=_ERRORS,
+    responses=_ACCEPTING,
     openapi_extra={"parameters": _ASKED},
     summary="Ask for three things to do",
 )
@@ -146,9 +151,12 @@ async def accept(request: Request) -> Response:
             params[field] = find(_single(query, field))
         except InvalidInput as error:
             problems.append((error.field, str(error)))
-    key = request.headers.get("idempotency-key")
-    if key is not None and not _KEY.fullmatch(key):
-        problems.append(("Idempotency-Key", "Idempotency-Key: use 1 to 255 visible ASCII characters."))
+    keys = request.headers.getlist("idempotency-key")
+    key = keys[0] if keys else None
+    if key is not None and (len(keys) > 1 or not _KEY.fullmatch(key)):
+        problems.append(
+            ("Idempotency-Key", "Idempotency-Key: give one, of 1 to 255 visible ASCII characters.")
+        )
     if problems:
         return invalid(problems)
     job, replayed = await state.accepter.accept(
@@ -163,6 +171,7 @@ async def accept(request: Request) -> Response:
     return answer(202, {"uid": job.uid}, headers)
 
 
+@router.head("/recommendations", include_in_schema=False)
 @router.get(
     "/recommendations",
     response_model=_STATES,
@@ -181,6 +190,7 @@ async def read(request: Request) -> Response:
     return _answer(await state.waiters.until_ended(uid, wait_s))
 
 
+@router.head("/recommendations/events", include_in_schema=False)
 @router.get(
     "/recommendations/events",
     response_class=StreamingResponse,
@@ -199,10 +209,10 @@ async def events(request: Request) -> Response:
     state: State = request.app.state.parts
     uid = _single(_query(request), "uid")
     job = await state.waiters.read(uid) if is_uid(uid) else None
-    if job is None:
+    if job is None or job.kind != NAME:
         return answer(404, _NOT_FOUND)
     return StreamingResponse(
-        _events(state, job),
+        _events(state, job) if request.method == "GET" else [],
         media_type="text/event-stream",
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )
@@ -237,7 +247,8 @@ async def cancel(request: Request) -> Response:
     """Ends a pending job; one that has ended stays as it is, and is returned."""
     state: State = request.app.state.parts
     uid = _single(_query(request), "uid")
-    if not is_uid(uid):
+    found = await state.waiters.read(uid) if is_uid(uid) else None
+    if found is None or found.kind != NAME:
         return answer(404, _NOT_FOUND)
     now = time.time()
     message = f"Cancelled by its caller on {http_date(now)}. Nothing more will come of this request."
@@ -295,10 +306,7 @@ def _wait(query: list[tuple[str, str]]) -> float:
     if not any(name == "wait" for name, _ in query):
         return 0.0
     text = _single(query, "wait")
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
+    seconds = float(text) if _NUMBER.fullmatch(text) else math.nan
     if not 0 <= seconds <= _MAX_WAIT_S:
         raise InvalidInput("wait", "wait: use a number of seconds from 0 to 60.")
     return seconds

@@ -18,13 +18,27 @@ from typing import Any  # gunicorn ships no types
 
 import uvicorn
 from gunicorn.app.base import BaseApplication
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn_worker import UvicornWorker
 
 from travelrec.settings import Settings
-from travelrec_api.edge import Edge
+from travelrec_api.edge import Edge, new_request_id
+from travelrec_api.problems import problem
 
 _STREAMS_S = 10
 _GUNICORN_S = 20
+
+
+class Protocol(HttpToolsProtocol):
+    """uvicorn's HTTP, which refuses in the common shape also what it can't read."""
+
+    def send_400_response(self, msg: str) -> None:
+        """Called with what is wrong; the application never sees such a request."""
+        refused = problem(400, {"Connection": "close", "X-Request-ID": new_request_id().decode()})
+        headers = [*self.server_state.default_headers, *refused.raw_headers]
+        head = [b"HTTP/1.1 400 Bad Request", *(b"%s: %s" % header for header in headers), b"", b""]
+        self.transport.write(b"\r\n".join(head) + bytes(refused.body))
+        self.transport.close()
 
 
 class Server(uvicorn.Server):
@@ -42,7 +56,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # uvicorn_worker ships no ty
 
     CONFIG_KWARGS = {  # noqa: RUF012 - as the base class has it
         "loop": "uvloop",
-        "http": "httptools",
+        "http": Protocol,
         "lifespan": "on",
         "access_log": False,
         "server_header": False,
@@ -109,6 +123,7 @@ async def served_in_process(app: Edge, listening: socket.socket) -> AsyncIterato
     """Serves `app` on a bound socket while entered; the task ends by itself after SIGTERM or SIGINT."""
     config = uvicorn.Config(
         app,
+        http=Protocol,
         lifespan="on",
         log_config=None,
         access_log=False,

@@ -29,12 +29,14 @@ class Readiness(BaseModel):
     dependencies: dict[str, str]
 
 
+@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz", response_model=Alive, summary="The process turns")
 async def healthz() -> Response:
     """Asks no dependency."""
     return answer(200, {"status": "ok"})
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get(
     "/readyz",
     response_model=Readiness,
@@ -48,6 +50,7 @@ async def readyz(request: Request) -> Response:
     return answer(200 if ready else 503, body)  # type: ignore[arg-type]  # a dict of strings and a dict of them
 
 
+@router.head("/metrics", include_in_schema=False)
 @router.get(
     "/metrics",
     response_class=Response,

@@ -1,0 +1,507 @@
+"""The contract's section Common, line by line, against the real application on a real socket."""
+
+import asyncio
+import io
+import json
+import re
+from contextlib import asynccontextmanager
+from html.parser import HTMLParser
+
+import pytest
+import pytest_asyncio
+import structlog
+from prometheus_client.parser import text_string_to_metric_families
+
+from support import eventually, free_port
+from support.api import ASK, raw_exchange, running_api
+from travelrec import metrics
+from travelrec.adapters.memory import MemoryBroker, MemorySignals, MemoryStore
+from travelrec.connect import Parts
+from travelrec.errors import BrokerUnavailable, SignalUnavailable
+from travelrec.wire import JOBS_TOPIC
+from travelrec_api.edge import MAX_BODY_BYTES
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+UID = re.compile(r"[0-9a-f]{32}")
+ERROR_KEYS = {"error", "message"}
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def api():
+    """An API in memory for all tests that leave it as it was, but for accepted jobs."""
+    async with running_api() as api:
+        yield api
+
+
+class Gone:
+    """A neighbour that can't be reached: every call raises."""
+
+    def __init__(self, error: type[Exception]) -> None:
+        self._error = error
+
+    async def _refuse(self, *_: object) -> None:
+        raise self._error("gone")
+
+    publish = waiting = announce = ping = _refuse
+
+    @asynccontextmanager
+    async def listen(self, _: object):
+        yield
+
+
+class Defective(MemoryStore):
+    """A store with a defect of ours in it."""
+
+    async def accept(self, jobs, now):
+        raise ZeroDivisionError("secret insides")
+
+
+def is_error(answer, status):
+    """Whether an answer is an error of the common shape."""
+    assert answer.status == status, answer.text
+    assert answer.headers["Content-Type"] == "application/json"
+    assert answer.json.keys() == ERROR_KEYS | ({"details"} if status == 422 else set())
+    assert all(answer.json.values())
+    return True
+
+
+# --- request ids ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("own", ["a", "Req-1._x", "0" * 128, "0198c1aa-0000-7000-8000-00000000cafe"])
+async def test_a_sane_request_id_of_the_caller_is_kept(api, own):
+    """X-Request-ID comes back when it is 1 to 128 of A-Za-z0-9._-."""
+    answer = await api.get("/healthz", headers={"X-Request-ID": own})
+    assert answer.headers.getall("X-Request-ID") == [own]
+
+
+@pytest.mark.parametrize(
+    "insane", ["", "0" * 129, "a b", "a/b", "a\tb", "<script>", "é", "a,b", "'", "%0d%0a"]
+)
+async def test_an_insane_request_id_is_replaced(api, insane):
+    """Anything else than 1 to 128 of A-Za-z0-9._- never comes back."""
+    answer = await api.get("/healthz", headers={"X-Request-ID": insane})
+    (given,) = answer.headers.getall("X-Request-ID")
+    assert UID.fullmatch(given)
+
+
+async def test_without_a_request_id_each_response_gets_a_new_one(api):
+    """Two requests without X-Request-ID have two ids."""
+    ids = {(await api.get("/healthz")).headers["X-Request-ID"] for _ in range(3)}
+    assert len(ids) == 3
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/", 200),
+        ("GET", "/docs", 200),
+        ("GET", "/openapi.json", 200),
+        ("GET", "/metrics", 200),
+        ("GET", "/readyz", 200),
+        ("POST", ASK, 202),
+        ("GET", "/nowhere", 404),
+        ("GET", "/static/nothing.js", 404),
+        ("PUT", "/recommendations", 405),
+        ("POST", "/recommendations", 422),
+        ("GET", "/recommendations?uid=x", 404),
+        ("GET", "/recommendations/events?uid=x", 404),
+    ],
+)
+async def test_every_response_carries_the_request_id(api, method, path, status):
+    """Successes, refusals and the page all carry the caller's X-Request-ID, once."""
+    answer = await api.call(method, path, headers={"X-Request-ID": "mine"})
+    assert answer.status == status
+    assert answer.headers.getall("X-Request-ID") == ["mine"]
+
+
+async def test_an_event_stream_carries_the_request_id(api):
+    """The head of a stream has it too."""
+    uid = await api.ask()
+    path = f"{api.url}/recommendations/events?uid={uid}"
+    async with api.http.get(path, headers={"X-Request-ID": "mine"}) as response:
+        assert response.headers["X-Request-ID"] == "mine"
+
+
+async def test_request_id_and_trace_travel_with_the_job():
+    """The stored job and its message carry the request's id and the caller's trace, for the worker to continue."""
+    given = {"X-Request-ID": "mine", "traceparent": TRACEPARENT, "tracestate": "vendor=1"}
+    expected = {"request-id": "mine", "traceparent": TRACEPARENT, "tracestate": "vendor=1"}
+    async with running_api() as api:
+        uid = await api.ask(headers=given)
+        assert (await api.parts.store.get([uid]))[uid].headers == expected
+        async with api.parts.broker.subscribe(JOBS_TOPIC, "looking") as subscription:
+            (delivery,) = await subscription.take(1, 5.0)
+            assert delivery.message.headers == expected
+
+
+async def test_a_failed_request_is_logged_with_its_id():
+    """What is said about a 503 carries the id that the caller got."""
+    url = f"mongodb://127.0.0.1:{free_port()}/x"
+    async with running_api(store_url=url, neighbour_timeout_s=0.2) as api:
+        with structlog.testing.capture_logs() as logs:
+            await api.call("POST", ASK, headers={"X-Request-ID": "mine"})
+            await eventually(lambda: [line for line in logs if line["event"] == "request failed"])
+        assert [line["request_id"] for line in logs if line["event"] == "request failed"] == ["mine"]
+
+
+# --- health, metrics, docs -----------------------------------------------------------------------------
+
+
+async def test_healthz_asks_nobody():
+    """The process turns, also when every neighbour is away."""
+    url = f"mongodb://127.0.0.1:{free_port()}/x"
+    kafka = f"kafka://127.0.0.1:{free_port()}"
+    async with running_api(store_url=url, broker_url=kafka, neighbour_timeout_s=0.2) as api:
+        answer = await api.get("/healthz")
+        assert (answer.status, answer.json) == (200, {"status": "ok"})
+
+
+async def test_readyz_names_each_dependency(api):
+    """200 with every state by name when all is well."""
+    answer = await api.get("/readyz")
+    states = {"store": "ok", "broker": "ok", "signals": "ok"}
+    assert (answer.status, answer.json) == (200, {"status": "ok", "dependencies": states})
+
+
+async def test_readyz_is_503_without_the_store():
+    """The store is needed; the others keep their own state."""
+    url = f"mongodb://127.0.0.1:{free_port()}/x"
+    async with running_api(store_url=url, neighbour_timeout_s=0.2) as api:
+        answer = await api.get("/readyz")
+        states = {"store": "unavailable", "broker": "ok", "signals": "ok"}
+        assert (answer.status, answer.json) == (503, {"status": "unavailable", "dependencies": states})
+
+
+@pytest.mark.parametrize("missing", ["broker", "signals"])
+async def test_readyz_is_200_without_broker_or_signals(missing):
+    """Requests are still accepted, so the process stays in the balancer; the state says what is missing."""
+    broker = Gone(BrokerUnavailable) if missing == "broker" else MemoryBroker()
+    signals = Gone(SignalUnavailable) if missing == "signals" else MemorySignals()
+    async with running_api(parts=Parts(MemoryStore(), broker, signals)) as api:
+        answer = await api.get("/readyz")
+        states = {"store": "ok", "broker": "ok", "signals": "ok"} | {missing: "unavailable"}
+        assert (answer.status, answer.json) == (200, {"status": "degraded", "dependencies": states})
+
+
+async def test_readyz_is_503_while_the_process_ends():
+    """From SIGTERM on no new requests are wanted, though the process is alive."""
+    async with running_api() as api:
+        api.edge.stop()
+        assert (await api.get("/readyz")).status == 503
+        assert (await api.get("/readyz")).json["status"] == "stopping"
+        assert (await api.get("/healthz")).status == 200
+
+
+async def test_metrics_are_prometheus_text_with_every_name_of_the_list(api):
+    """Every metric of travelrec.metrics is there, and the text parses."""
+    names = {each._name for each in vars(metrics).values() if hasattr(each, "_name")}
+    answer = await api.get("/metrics")
+    assert answer.headers["Content-Type"].startswith("text/plain; version=")
+    families = {family.name for family in text_string_to_metric_families(answer.text)}
+    assert len(names) > 15
+    assert names <= families
+
+
+async def count(api, **labels):
+    """What /metrics says of answered requests with these labels."""
+    text = (await api.get("/metrics")).text
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    samples = families["travelrec_http_requests"].samples
+    return sum(s.value for s in samples if s.name.endswith("_total") and labels.items() <= s.labels.items())
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "labels"),
+    [
+        ("POST", ASK, {"method": "POST", "route": "/recommendations", "status": "202"}),
+        ("GET", "/static/app.js", {"method": "GET", "route": "/static/{name}", "status": "200"}),
+        ("GET", "/no/where?x=1", {"method": "GET", "route": "(unmatched)", "status": "404"}),
+        ("PROPFIND", "/healthz", {"method": "other", "status": "405"}),
+    ],
+)
+async def test_requests_are_counted_by_route_template_and_status(api, method, path, labels):
+    """What a caller types never becomes a label."""
+    before = await count(api, **labels)
+    await api.call(method, path)
+    assert await count(api, **labels) == before + 1
+
+
+class Addresses(HTMLParser):
+    """Every address that a page loads from."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.found = []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.found += [value for name, value in attrs if name in ("src", "href", "action")]
+
+
+@pytest.mark.parametrize("path", ["/", "/docs"])
+async def test_page_and_docs_load_nothing_from_elsewhere(api, path):
+    """They work without internet: no address of another host, and each of their own answers 200."""
+    answer = await api.get(path)
+    assert answer.status == 200
+    assert answer.headers["Content-Type"] == "text/html; charset=utf-8"
+    assert not re.search(r"https?://", answer.text.replace("http://www.w3.org/2000/svg", ""))
+    own = [each for each in Addresses(answer.text).found if each.startswith("/")]
+    assert own
+    assert {(await api.get(each)).status for each in own} == {200}
+
+
+async def test_openapi_describes_every_route_and_answer(api):
+    """/openapi.json is JSON that names the routes of the contract and the answers of each."""
+    answer = await api.get("/openapi.json")
+    assert answer.headers["Content-Type"] == "application/json"
+    paths = answer.json["paths"]
+    described = {
+        (method, path): set(found["responses"])
+        for path, methods in paths.items()
+        for method, found in methods.items()
+    }
+    assert described == {
+        ("post", "/recommendations"): {"202", "413", "422", "503"},
+        ("get", "/recommendations"): {"200", "404", "422", "503"},
+        ("delete", "/recommendations"): {"200", "404", "422", "503"},
+        ("get", "/recommendations/events"): {"200", "404", "422", "503"},
+        ("get", "/healthz"): {"200"},
+        ("get", "/readyz"): {"200", "503"},
+        ("get", "/metrics"): {"200"},
+    }
+    assert "HTTPValidationError" not in json.dumps(answer.json), "FastAPI's own error shape is not ours"
+
+
+# --- refusals ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/nowhere",
+        "/recommendations/",
+        "/healthz/",
+        "/recommendations/events/x",
+        "//",
+        "/%00",
+        "/..%2f..",
+        "/%C3%A9",
+    ],
+)
+async def test_unknown_paths_are_404_in_the_error_shape(api, path):
+    """Nothing redirects, nothing is guessed."""
+    assert is_error(await api.get(path), 404)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("PUT", "/recommendations", {"GET", "HEAD", "POST", "DELETE"}),
+        ("PATCH", "/recommendations", {"GET", "HEAD", "POST", "DELETE"}),
+        ("OPTIONS", "/recommendations", {"GET", "HEAD", "POST", "DELETE"}),
+        ("PROPFIND", "/recommendations", {"GET", "HEAD", "POST", "DELETE"}),
+        ("POST", "/recommendations/events", {"GET", "HEAD"}),
+        ("POST", "/healthz", {"GET", "HEAD"}),
+        ("DELETE", "/readyz", {"GET", "HEAD"}),
+        ("POST", "/metrics", {"GET", "HEAD"}),
+        ("POST", "/", {"GET", "HEAD"}),
+        ("POST", "/docs", {"GET", "HEAD"}),
+        ("POST", "/openapi.json", {"GET", "HEAD"}),
+    ],
+)
+async def test_wrong_methods_are_405_and_say_what_is_allowed(api, method, path, allowed):
+    """405 in the error shape, with Allow as HTTP demands it."""
+    answer = await api.call(method, path)
+    assert is_error(answer, 405)
+    assert set(answer.headers["Allow"].split(", ")) == allowed
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/docs", "/openapi.json", "/healthz", "/readyz", "/metrics", "/recommendations?uid={uid}"]
+)
+async def test_head_answers_as_get_without_a_body(api, path):
+    """HEAD has GET's status and headers, and nothing else."""
+    path = path.format(uid=await api.ask())
+    got, head = await api.get(path), await api.call("HEAD", path)
+    assert (head.status, head.body) == (got.status, b"")
+    changes = {"date", "x-request-id", "content-length"} if path == "/metrics" else {"date", "x-request-id"}
+    fixed = [{k.lower(): v for k, v in a.headers.items() if k.lower() not in changes} for a in (got, head)]
+    assert fixed[0] == fixed[1]
+
+
+async def test_head_of_a_stream_ends_at_once(api):
+    """HEAD of the events has the stream's type and waits for nothing."""
+    head = await api.call("HEAD", f"/recommendations/events?uid={await api.ask()}")
+    assert head.status == 200
+    assert head.headers["Content-Type"].startswith("text/event-stream")
+    assert (await api.call("HEAD", "/recommendations/events?uid=x")).status == 404
+
+
+@pytest.mark.parametrize("path", [ASK, "/nowhere", "/healthz"])
+async def test_a_body_over_64_kib_is_413(path):
+    """With Content-Length it is refused before a byte of it is read."""
+    async with running_api() as api:
+        sent = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {MAX_BODY_BYTES + 1}\r\n\r\n"
+        head, _, body = (await raw_exchange(api.url, sent.encode())).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 413 ")
+        assert json.loads(body).keys() == ERROR_KEYS
+        assert not api.parts.store.jobs
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+async def test_a_caller_who_sends_far_too_much_still_reads_the_413(api, chunked):
+    """The connection is not reset under a body that is on its way."""
+
+    async def chunks():
+        for _ in range(64):
+            yield b"x" * 64 * 1024
+
+    for _ in range(5):
+        body = chunks() if chunked else io.BytesIO(b"x" * (4 << 20))
+        assert is_error(await api.call("POST", ASK, data=body), 413)
+
+
+async def test_a_chunked_body_over_64_kib_is_413():
+    """Without Content-Length it is counted while it comes."""
+
+    async def chunks():
+        for _ in range(65):
+            yield b"x" * 1024
+
+    async with running_api() as api:
+        assert is_error(await api.call("POST", ASK, data=chunks()), 413)
+        assert not api.parts.store.jobs
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+async def test_a_body_of_64_kib_is_taken(api, chunked):
+    """The limit itself is allowed; this API has no use for the body."""
+
+    async def chunks():
+        for _ in range(64):
+            yield b"x" * 1024
+
+    body = chunks() if chunked else io.BytesIO(b"x" * MAX_BODY_BYTES)
+    assert (await api.call("POST", ASK, data=body)).status == 202
+
+
+async def test_the_connection_lives_on_after_refusals(api):
+    """404, 405 and 422 don't cost the caller the connection."""
+    sent = b"".join(
+        f"{line} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+        for line in ("GET /nowhere", "PUT /healthz", "POST /recommendations", "GET /healthz")
+    )
+    host, port = api.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(sent)
+    seen = b""
+    while b'{"status":"ok"}' not in seen:
+        piece = await reader.read(65536)
+        assert piece, seen
+        seen += piece
+    writer.close()
+    await writer.wait_closed()
+    assert re.findall(rb"HTTP/1.1 (\d+)", seen) == [b"404", b"405", b"422", b"200"]
+
+
+@pytest.mark.parametrize("line", ["BREW /healthz", "GET /\N{LATIN SMALL LETTER E WITH ACUTE}", "nonsense"])
+async def test_what_is_not_http_is_400_in_the_error_shape(api, line):
+    """Also what the application never sees has the shape and an id."""
+    answer = await raw_exchange(api.url, f"{line} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert json.loads(body).keys() == ERROR_KEYS
+    assert re.search(rb"x-request-id: [0-9a-f]{32}", head.lower())
+
+
+async def test_a_422_says_what_is_wrong_with_each_field(api):
+    """All fields at once, each with what would be right."""
+    answer = await api.call("POST", "/recommendations?country=Canda&season=monsoon")
+    assert is_error(answer, 422)
+    details = {detail["field"]: detail["message"] for detail in answer.json["details"]}
+    assert details.keys() == {"country", "season"}
+    assert all(each.keys() == {"field", "message"} for each in answer.json["details"])
+    assert "Canada" in details["country"]
+    assert all(name in details["season"] for name in ("spring", "summer", "autumn", "winter"))
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "%",
+        "%ff%fe",
+        "&&&===",
+        "country=%00&season=%00",
+        "country[$ne]=x&season[$gt]=",
+        "country=CA&season=winter&season=summer",
+        "country=%ED%A0%80&season=winter",
+        "country=" + "a" * 20_000 + "&season=winter",
+        "country=%F0%9F%8F%96&season=%E2%80%AE",
+        "country=CA;season=winter",
+        "uid=" + "%25" * 5_000,
+    ],
+)
+async def test_bad_input_is_never_a_500(api, query):
+    """Whatever stands in the query, it is a 422 in the error shape."""
+    assert is_error(await api.call("POST", f"/recommendations?{query}"), 422)
+    assert (await api.get(f"/recommendations?{query}")).status in (404, 422)
+
+
+async def test_a_defect_of_ours_shows_no_insides():
+    """500 in the error shape, with the request's id and without a word about what broke."""
+    async with running_api(parts=Parts(Defective(), MemoryBroker(), MemorySignals())) as api:
+        answer = await api.call("POST", ASK, headers={"X-Request-ID": "mine"})
+        assert is_error(answer, 500)
+        assert answer.headers["X-Request-ID"] == "mine"
+        assert not re.search("Zero|secret|Traceback|File|travelrec", answer.text)
+
+
+async def test_json_is_utf8_as_it_is(api):
+    """Names come in UTF-8, not escaped."""
+    answer = await api.call("POST", "/recommendations?country=C%C3%B4te%20d&season=winter")
+    assert "Côte d" in answer.text
+    assert answer.headers["Content-Type"] == "application/json"
+
+
+# --- neighbours away -----------------------------------------------------------------------------------
+
+
+async def test_without_the_store_everything_about_jobs_is_503_and_nothing_is_accepted():
+    """503 with Retry-After in the error shape; no message goes out for what was not stored."""
+    url = f"mongodb://user:hunter2@127.0.0.1:{free_port()}/x"
+    uid = "0" * 32
+    async with running_api(store_url=url, neighbour_timeout_s=0.2) as api:
+        accepted = metrics.ACCEPTED.labels("recommendation")._value.get()
+        for method, path in (
+            ("POST", ASK),
+            ("GET", f"/recommendations?uid={uid}"),
+            ("GET", f"/recommendations?uid={uid}&wait=5"),
+            ("GET", f"/recommendations/events?uid={uid}"),
+            ("DELETE", f"/recommendations?uid={uid}"),
+        ):
+            answer = await api.call(method, path)
+            assert is_error(answer, 503)
+            assert int(answer.headers["Retry-After"]) > 0
+            assert not re.search(r"mongo|127\.0\.0\.1|hunter2|Traceback", answer.text, re.IGNORECASE)
+        assert metrics.ACCEPTED.labels("recommendation")._value.get() == accepted
+        async with api.parts.broker.subscribe(JOBS_TOPIC, "looking") as subscription:
+            assert not await subscription.take(1, 0.05)
+
+
+async def test_bad_input_is_said_even_without_the_store():
+    """A request that could never be accepted is not asked to come back."""
+    url = f"mongodb://127.0.0.1:{free_port()}/x"
+    async with running_api(store_url=url, neighbour_timeout_s=0.2) as api:
+        assert is_error(await api.call("POST", "/recommendations?country=CA"), 422)
+        assert (await api.get("/recommendations?uid=nonsense")).status == 404
+
+
+async def test_without_the_broker_requests_are_accepted():
+    """202 while Kafka can't be reached; the job is stored and known to be unpublished."""
+    kafka = f"kafka://127.0.0.1:{free_port()}"
+    async with running_api(broker_url=kafka, neighbour_timeout_s=0.2) as api:
+        uid = await api.ask()
+        assert (await api.get(f"/recommendations?uid={uid}")).json["status"] == "pending"
+        assert api.parts.store.jobs[uid].phase == "accepted"
