@@ -1,6 +1,7 @@
 """The contracts of `ports.Broker` and `ports.Signals`, held by every adapter."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
@@ -130,19 +131,26 @@ async def test_acknowledged_does_not_come_again(broker: Broker, topic: str) -> N
         assert [d.message.value for d in await take_all(second, 1)] == [b"new"]
 
 
-async def test_waiting_counts_what_is_not_acknowledged(broker: Broker, topic: str) -> None:
-    """Taken but unacknowledged messages still wait."""
+async def test_oldest_waiting_is_the_first_that_is_not_acknowledged(broker: Broker, topic: str) -> None:
+    """Taken but unacknowledged messages still wait; the time is that of the publish; None when nothing waits."""
+    before = time.time()
     await broker.publish(topic, messages(12))
+    between = time.time()
+    assert before - 0.1 <= (await broker.oldest_waiting(topic, "g") or 0) <= between + 0.1
     async with broker.subscribe(topic, "g") as subscription:
         taken = await take_all(subscription, 12)
-        assert await broker.waiting(topic, "g") == 12
+        assert before - 0.1 <= (await broker.oldest_waiting(topic, "g") or 0) <= between + 0.1
         for delivery in taken:
             delivery.acknowledge()
 
-        async def none_wait() -> bool:
-            return await broker.waiting(topic, "g") == 0
+        async def none_waits() -> bool:
+            return await broker.oldest_waiting(topic, "g") is None
 
-        await eventually(none_wait, 20, "nothing waits")
+        await eventually(none_waits, 20, "nothing waits")
+        await eventually(lambda: time.time() > between + 0.2, 5)
+        later = time.time()
+        await broker.publish(topic, [Message(b"late")])
+        assert later - 0.1 <= (await broker.oldest_waiting(topic, "g") or 0)
 
 
 async def test_members_share_the_messages(broker: Broker, topic: str) -> None:
@@ -192,7 +200,7 @@ async def test_kafka_away_is_said_in_time() -> None:
     from travelrec.adapters.kafka import KafkaBroker, KafkaSignals
 
     async with KafkaBroker.opened(f"127.0.0.1:{free_port()}", timeout_s=0.5) as broker:
-        for call in (broker.publish("t", messages(1)), broker.waiting("t", "g"), broker.ping()):
+        for call in (broker.publish("t", messages(1)), broker.oldest_waiting("t", "g"), broker.ping()):
             with pytest.raises(BrokerUnavailable):
                 await call
         with pytest.raises(SignalUnavailable):

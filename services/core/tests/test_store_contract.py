@@ -249,7 +249,7 @@ async def test_handed_back_job_is_due_at_once_and_cost_nothing(store: Store) -> 
     back = await read(store, made.uid)
     assert (back.status, back.claims, back.tries) == (Status.PENDING, 0, ())
     (due,) = await store.take_due(NOW + 1, NOW + 11, 10)
-    assert (due.uid, due.phase) == (made.uid, Phase.ACCEPTED)
+    assert (due.uid, due.phase) == (made.uid, Phase.DUE)
 
 
 async def test_cancel_ends_a_pending_job_once(store: Store) -> None:
@@ -297,12 +297,15 @@ async def test_take_due_takes_what_is_late_oldest_first(store: Store) -> None:
 
 
 async def test_take_due_keeps_what_stands_in_the_broker_apart(store: Store) -> None:
-    """A job whose message is queued comes back as queued, all others as to be published."""
+    """A job whose message is on its way comes back as queued, all others as to be published."""
     (queued,) = await accepted(store)
-    await store.published([queued.uid], NOW + 1)
     ran = await running(store)
     taken = {one.uid: one.phase for one in await store.take_due(NOW + 31, NOW + 41, 10)}
-    assert taken == {queued.uid: Phase.QUEUED, ran.uid: Phase.ACCEPTED}
+    assert taken == {queued.uid: Phase.QUEUED, ran.uid: Phase.DUE}
+    await store.published(list(taken), NOW + 99)
+    assert {(one.phase, one.due_at) for one in (await store.get(list(taken))).values()} == {
+        (Phase.QUEUED, NOW + 99)
+    }
 
 
 async def test_take_due_races_to_one_taker(store: Store) -> None:

@@ -9,10 +9,10 @@ import structlog
 
 from travelrec import metrics
 from travelrec.batching import Batcher
-from travelrec.errors import BrokerUnavailable, StoreUnavailable
+from travelrec.errors import BrokerUnavailable
 from travelrec.job import Job, new_uid
 from travelrec.ports import Broker, Store
-from travelrec.wire import ACCEPT_S, JOBS_TOPIC, QUEUED_S, encode_job
+from travelrec.wire import JOBS_TOPIC, QUEUED_S, encode_job
 
 log = structlog.get_logger(__name__)
 
@@ -29,7 +29,6 @@ class Accepter:
         self._publishes: Batcher[Job, None] = Batcher(
             self._publish_all, max_items=500, max_in_flight=2, grow=32
         )
-        self._marks: Batcher[str, None] = Batcher(self._mark_all, max_items=1000, max_in_flight=1, grow=1)
 
     async def accept(
         self, kind: str, params: dict[str, str], headers: dict[str, str], idempotency_key: str | None = None
@@ -41,7 +40,7 @@ class Accepter:
             kind=kind,
             params=params,
             created_at=now,
-            due_at=now + ACCEPT_S,
+            due_at=now + QUEUED_S,
             idempotency_key=idempotency_key,
             headers=headers,
         )
@@ -59,7 +58,6 @@ class Accepter:
         """Returns when every message on its way is out, or has been left to the sweeper."""
         await self._accepts.drain()
         await self._publishes.drain()
-        await self._marks.drain()
 
     async def _accept_all(self, jobs: list[Job]) -> Sequence[Job]:
         return await self._store.accept(jobs, time.time())
@@ -70,16 +68,4 @@ class Accepter:
         except BrokerUnavailable as error:
             metrics.PUBLISH_FAILED.inc(len(jobs))
             log.warning("left to the sweeper", jobs=len(jobs), error=str(error))
-        else:
-            for job in jobs:
-                self._marks.post(job.uid)
         return [None] * len(jobs)
-
-    async def _mark_all(self, uids: list[str]) -> list[None]:
-        try:
-            await self._store.published(uids, time.time() + QUEUED_S)
-        except (
-            StoreUnavailable
-        ) as error:  # the sweeper publishes them once more, which a claim makes harmless
-            log.warning("not marked as published", jobs=len(uids), error=str(error))
-        return [None] * len(uids)

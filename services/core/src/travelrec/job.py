@@ -1,12 +1,15 @@
 """A job, its states, and the moves between them: pure, so that every store and every test shares one truth.
 
-    accept ──> ACCEPTED ──published──> QUEUED ──claim──> RUNNING ──settle──> completed | failed
-                  ^                                        │ │
-                  └──── due (lease ran out, back-off over) ┘ └─ retry ──> WAITING (until due_at)
+    accept ──> QUEUED ──claim──> RUNNING ──settle──> completed | failed
+                 ^  │              │  │
+       published │  └───claim──┐   │  └─ retry ──> WAITING (back-off)
+                 └─── DUE <────┼───┴───────────────┘
+                       └───────┘   due (the lease ran out, the back-off is over)
 
-`due_at` is the one moment at which somebody has to look at the job again (seconds since the epoch): for an
-ACCEPTED job when its publish must have happened, for a RUNNING one when its lease ends, for a WAITING one when
-its back-off ends, and for a job that has ended when its record may be deleted.
+`due_at` is the one moment at which somebody has to look at the job again (seconds since the epoch): for a QUEUED
+job when a worker should have had it, for a RUNNING one when its lease ends, for a WAITING one when its back-off
+ends, for a DUE one when its sweeper should have published it, and for a job that has ended when its record may be
+deleted.
 """
 
 from __future__ import annotations
@@ -36,10 +39,10 @@ class Status(StrEnum):
 class Phase(StrEnum):
     """Where a pending job is; an ended job is in none."""
 
-    ACCEPTED = "accepted"  # stored; nobody has seen its message acknowledged yet
-    QUEUED = "queued"  # its message stands in the broker
+    QUEUED = "queued"  # its message is on its way through the broker, or was lost before it got there
     RUNNING = "running"  # a worker holds its lease until `due_at`
     WAITING = "waiting"  # it backs off until `due_at`
+    DUE = "due"  # no message of it is on its way: a sweeper is about to publish one
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +63,7 @@ class Job:
     params: Params
     created_at: float
     status: Status = Status.PENDING
-    phase: Phase | None = Phase.ACCEPTED
+    phase: Phase | None = Phase.QUEUED
     due_at: float = 0.0
     token: str | None = None  # of the newest lease; a result is taken only from its holder
     claims: int = 0
@@ -129,7 +132,7 @@ def is_uid(text: str) -> bool:
 
 def claimable(job: Job, now: float) -> bool:
     """Whether a message for `job` entitles its reader to run it: it waits for a worker, or its time has run out."""
-    return not job.ended and (job.phase in (Phase.ACCEPTED, Phase.QUEUED) or job.due_at <= now)
+    return not job.ended and (job.phase in (Phase.QUEUED, Phase.DUE) or job.due_at <= now)
 
 
 def claimed(job: Job, token: str, until: float) -> Job:
@@ -138,15 +141,15 @@ def claimed(job: Job, token: str, until: float) -> Job:
 
 
 def published(job: Job, due_at: float) -> Job:
-    """`job` whose message stands in the broker; one that has been claimed since is left alone."""
-    if job.phase not in (Phase.ACCEPTED, Phase.QUEUED):
+    """`job` whose message is on its way, to be looked at again at `due_at`; one that was claimed is left alone."""
+    if job.phase not in (Phase.QUEUED, Phase.DUE):
         return job
     return replace(job, phase=Phase.QUEUED, due_at=due_at)
 
 
 def due(job: Job, until: float) -> Job:
-    """`job` after its time has run out: to be published (again) before `until`. An old lease's result still counts."""
-    phase = Phase.QUEUED if job.phase is Phase.QUEUED else Phase.ACCEPTED
+    """`job` after its time has run out, taken by a sweeper until `until`. An old lease's result still counts."""
+    phase = Phase.QUEUED if job.phase is Phase.QUEUED else Phase.DUE
     return replace(job, phase=phase, due_at=until)
 
 

@@ -54,7 +54,7 @@ class Store(Protocol):
         ...
 
     async def published(self, uids: Sequence[str], due_at: float) -> None:
-        """Notes that the messages of `uids` stand in the broker (see `job.published`)."""
+        """Notes that the messages of `uids` are on their way (see `job.published`)."""
         ...
 
     async def take_due(self, now: float, until: float, limit: int) -> list[Job]:
@@ -110,8 +110,8 @@ class Broker(Protocol):
         delivered to another member. Joining waits for a broker that is away."""
         ...
 
-    async def waiting(self, topic: str, group: str) -> int:
-        """How many messages no member of `group` has acknowledged yet."""
+    async def oldest_waiting(self, topic: str, group: str) -> float | None:
+        """When the oldest message that no member of `group` has acknowledged was published; None if none waits."""
         ...
 
     async def ping(self) -> None:

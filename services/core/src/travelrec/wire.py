@@ -18,8 +18,7 @@ JOBS_TOPIC = "travelrec.jobs"
 JOBS_GROUP = "travelrec.jobs"
 SIGNALS_TOPIC = "travelrec.signals"
 
-ACCEPT_S = 5.0  # by when an accepted job's message is published, or the sweeper does it
-QUEUED_S = 600.0  # when a published job that nobody has claimed is looked at again
+QUEUED_S = 10.0  # when a job that was accepted or published and that nobody has claimed is looked at again
 
 
 def dead_letter_topic(topic: str) -> str:

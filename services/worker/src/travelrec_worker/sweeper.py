@@ -18,6 +18,8 @@ log = structlog.get_logger(__name__)
 _EVERY_S = 1.0
 _PURGE_EVERY_S = 60.0
 _RETAKE_S = 10.0  # when a sweeper that took a job and died is followed by another
+_CLOCKS_S = 2.0  # what the clocks of broker and API may differ by
+_HELD_S = 600.0  # the longest time between two looks at a job that waits in the broker
 _BATCH = 500
 
 
@@ -47,21 +49,23 @@ class Sweeper:
     async def sweep(self, now: float) -> int:
         """Takes one batch of due jobs and publishes them; answers how many were due.
 
-        A job whose message stands in the broker is published again only when nothing waits there any more: as long
-        as there is a backlog, it is part of it.
+        A queued job is published again only when its message can't be in the broker any more, since everything that
+        waits there was published after the job was accepted: a long backlog is never published twice.
         """
         jobs = await self._store.take_due(now, now + _RETAKE_S, _BATCH)
         if not jobs:
             return 0
-        again = [job for job in jobs if job.phase is Phase.ACCEPTED]
+        again = [job for job in jobs if job.phase is Phase.DUE]
         queued = [job for job in jobs if job.phase is Phase.QUEUED]
-        if queued and not await self._broker.waiting(JOBS_TOPIC, JOBS_GROUP):
-            again += queued
+        if queued:
+            oldest = await self._broker.oldest_waiting(JOBS_TOPIC, JOBS_GROUP)
+            again += [job for job in queued if oldest is None or job.created_at < oldest - _CLOCKS_S]
         if again:
             await self._broker.publish(JOBS_TOPIC, [encode_job(job) for job in again])
             metrics.SWEPT.inc(len(again))
             log.info("published what was due", jobs=len(again))
-        await self._store.published([job.uid for job in jobs], now + QUEUED_S)
+        waited_s = now - min(job.created_at for job in jobs)
+        await self._store.published([job.uid for job in jobs], now + max(QUEUED_S, min(waited_s, _HELD_S)))
         return len(jobs)
 
     async def purge(self, now: float) -> int:

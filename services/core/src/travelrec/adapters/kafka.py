@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 
 _COMMIT_EVERY_S = 0.1
 _BATCH_BYTES = 512 * 1024
+_PEEK_BYTES = 4096
 _SPREAD = 16  # messages that share a batch before the next partition gets its turn
 _NOWHERE = TopicPartition("", -1)
 
@@ -132,22 +133,24 @@ class KafkaBroker:
             stack.push_async_callback(subscription.leave)
             yield subscription
 
-    async def waiting(self, topic: str, group: str) -> int:
+    async def oldest_waiting(self, topic: str, group: str) -> float | None:
         """See `ports.Broker`."""
         with _translated(BrokerUnavailable):
             async with asyncio.timeout(self._timeout_s), self._admin() as admin:
                 committed = await admin.list_consumer_group_offsets(group)
-                consumer = AIOKafkaConsumer(**self._options)
+                consumer = AIOKafkaConsumer(**self._options, max_partition_fetch_bytes=_PEEK_BYTES)
                 await consumer.start()
                 try:
-                    found = consumer.partitions_for_topic(topic) or await self._partitions_of(consumer, topic)
-                    places = [TopicPartition(topic, place) for place in found]
+                    places = [TopicPartition(topic, p) for p in await self._partitions_of(consumer, topic)]
                     ends = await consumer.end_offsets(places)
                     starts = await consumer.beginning_offsets(places)
+                    heads = {
+                        place: max(committed[place].offset if place in committed else 0, starts[place])
+                        for place in places
+                    }
+                    return await _oldest(consumer, {p: at for p, at in heads.items() if at < ends[p]})
                 finally:
                     await consumer.stop()
-        marks = {place: mark.offset for place, mark in committed.items()}
-        return sum(max(0, ends[place] - max(marks.get(place, 0), starts[place])) for place in places)
 
     async def _partitions_of(self, consumer: AIOKafkaConsumer, topic: str) -> set[int]:
         await consumer._client._wait_on_metadata(topic)
@@ -367,6 +370,21 @@ async def _tell(hear: Callable[[Sequence[Signal]], Awaitable[None] | None], valu
         return
     if inspect.isawaitable(answer):
         await answer
+
+
+async def _oldest(consumer: AIOKafkaConsumer, heads: dict[TopicPartition, int]) -> float | None:
+    """The time of the oldest of the records at these places, in seconds; they all exist."""
+    consumer.assign(list(heads))
+    for place, offset in heads.items():
+        consumer.seek(place, offset)
+    oldest: float | None = None
+    unseen = set(heads)
+    while unseen:
+        for place, records in (await consumer.getmany(*unseen, timeout_ms=1_000)).items():
+            unseen.discard(place)
+            at = records[0].timestamp / 1000
+            oldest = at if oldest is None else min(oldest, at)
+    return oldest
 
 
 async def _retried(call: Callable[[], Awaitable[object]], doing: str) -> None:

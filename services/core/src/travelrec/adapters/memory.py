@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import itertools
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -115,11 +116,11 @@ class MemoryStore:
 class _Group:
     """The messages of one topic that one group has not acknowledged: to be taken, and taken by whom."""
 
-    ready: deque[Message]
-    taken: int = 0
+    ready: deque[tuple[float, Message]]
+    taken: dict[_MemoryDelivery, None] = field(default_factory=dict)  # in the order taken
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def put(self, messages: Sequence[Message], *, front: bool = False) -> None:
+    def put(self, messages: Sequence[tuple[float, Message]], *, front: bool = False) -> None:
         if front:
             self.ready.extendleft(reversed(messages))
         else:
@@ -132,15 +133,17 @@ class MemoryBroker:
 
     def __init__(self, keep: int = 10_000) -> None:
         self._keep = keep
-        self._topics: dict[str, deque[Message]] = {}
+        self._topics: dict[str, deque[tuple[float, Message]]] = {}
         self._groups: dict[tuple[str, str], _Group] = {}
 
     async def publish(self, topic: str, messages: Sequence[Message]) -> None:
         """See `ports.Broker`."""
-        self._topics.setdefault(topic, deque(maxlen=self._keep)).extend(messages)
+        now = time.time()
+        timed = [(now, message) for message in messages]
+        self._topics.setdefault(topic, deque(maxlen=self._keep)).extend(timed)
         for (name, _), group in self._groups.items():
             if name == topic:
-                group.put(messages)
+                group.put(timed)
 
     @asynccontextmanager
     async def subscribe(self, topic: str, group: str) -> AsyncIterator[_MemorySubscription]:
@@ -151,10 +154,13 @@ class MemoryBroker:
         finally:
             subscription.leave()
 
-    async def waiting(self, topic: str, group: str) -> int:
+    async def oldest_waiting(self, topic: str, group: str) -> float | None:
         """See `ports.Broker`."""
         found = self._group(topic, group)
-        return len(found.ready) + found.taken
+        times = [delivery.at for delivery in found.taken]
+        if found.ready:
+            times.append(found.ready[0][0])
+        return min(times, default=None)
 
     async def ping(self) -> None:
         """See `ports.Broker`."""
@@ -168,9 +174,10 @@ class MemoryBroker:
 class _MemoryDelivery:
     """See `ports.Delivery`."""
 
-    __slots__ = ("_subscription", "message")
+    __slots__ = ("_subscription", "at", "message")
 
-    def __init__(self, message: Message, subscription: _MemorySubscription) -> None:
+    def __init__(self, at: float, message: Message, subscription: _MemorySubscription) -> None:
+        self.at = at
         self.message = message
         self._subscription = subscription
 
@@ -195,19 +202,20 @@ class _MemorySubscription:
             except TimeoutError:
                 return []
         count = min(limit, len(self._group.ready))
-        taken = [_MemoryDelivery(self._group.ready.popleft(), self) for _ in range(count)]
+        taken = [_MemoryDelivery(*self._group.ready.popleft(), self) for _ in range(count)]
         self._open.update(dict.fromkeys(taken))
-        self._group.taken += count
+        self._group.taken.update(dict.fromkeys(taken))
         return taken
 
     def acknowledged(self, delivery: _MemoryDelivery) -> None:
         if delivery in self._open:
             del self._open[delivery]
-            self._group.taken -= 1
+            del self._group.taken[delivery]
 
     def leave(self) -> None:
-        unfinished = [delivery.message for delivery in self._open]
-        self._group.taken -= len(unfinished)
+        unfinished = [(delivery.at, delivery.message) for delivery in self._open]
+        for delivery in self._open:
+            del self._group.taken[delivery]
         self._open.clear()
         if unfinished:
             self._group.put(unfinished, front=True)

@@ -31,7 +31,7 @@ from travelrec.job import (
 )
 
 _PENDING = {"status": Status.PENDING.value}
-_DISPATCHABLE = [Phase.ACCEPTED.value, Phase.QUEUED.value]
+_DISPATCHABLE = [Phase.QUEUED.value, Phase.DUE.value]
 _DUPLICATE_KEY = 11000
 
 
@@ -136,10 +136,10 @@ class MongoStore:
             {"due_at": {"$lte": now}},
         ]
         lease = {"phase": Phase.RUNNING.value, "token": token, "due_at": until}
+        update = {"$set": lease, "$inc": {"claims": 1}, "$unset": {"settled": ""}}
         with _translated():
-            await self._jobs.update_many(
-                {"_id": {"$in": ids}, **_PENDING, "$or": ready},
-                {"$set": lease, "$inc": {"claims": 1}, "$unset": {"settled": ""}},
+            await self._jobs.bulk_write(
+                [UpdateOne({"_id": uid, **_PENDING, "$or": ready}, update) for uid in ids], ordered=False
             )
         return await self._find({"_id": {"$in": ids}, "token": token})
 
@@ -241,9 +241,7 @@ class MongoStore:
             unqueued = {"phase": {"$ne": Phase.QUEUED.value}}
             mine = {"_id": {"$in": ids}, **late}
             await self._jobs.update_many({**mine, **queued}, {"$set": taken})
-            await self._jobs.update_many(
-                {**mine, **unqueued}, {"$set": {**taken, "phase": Phase.ACCEPTED.value}}
-            )
+            await self._jobs.update_many({**mine, **unqueued}, {"$set": {**taken, "phase": Phase.DUE.value}})
         place = {uid: index for index, uid in enumerate(ids)}
         return sorted(
             await self._find({"_id": {"$in": ids}, "taken": token, **_PENDING}),

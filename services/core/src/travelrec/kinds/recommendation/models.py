@@ -30,7 +30,7 @@ SCHEMA: dict[str, Json] = {
 _LEAD = re.compile(r"^\s*(?:[-*•]|\(?\d{1,2}[.)])\s+")
 _EMPHASIS = re.compile(r"(\*\*|__|`)(.+?)\1")
 _MARKUP = re.compile(r"</?[A-Za-z][^>]*>|\]\(|https?://|^#+\s|[`\x00-\x1f\x7f]|\*\*|__")
-_SENTENCE_END = re.compile(r"(?<![A-Z])(?<!\b[A-Z][a-z])(?<!\b(?:e\.g|i\.e))[.!?…][\"'”’)\]]*\s+(?=[A-Z\"“])")
+_SENTENCE_END = re.compile(r"(?<![A-Z])(?<!\b[A-Z][a-z])(?<!\b(?:e\.g|i\.e))[.!?…][\"'”)\]]*\s+(?=[A-Z\"“])")
 
 
 class _Recommendations(BaseModel):
