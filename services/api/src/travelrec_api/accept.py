@@ -25,7 +25,7 @@ class Accepter:
     def __init__(self, store: Store, broker: Broker) -> None:
         self._store = store
         self._broker = broker
-        self._accepts: Batcher[Job, Job] = Batcher(self._accept_all, max_items=500)
+        self._accepts: Batcher[Job, Job] = Batcher(self._accept_all, max_items=500, grow=16)
         self._publishes: Batcher[Job, None] = Batcher(
             self._publish_all, max_items=500, max_in_flight=2, grow=32
         )

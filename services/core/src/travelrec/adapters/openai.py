@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any  # a provider's JSON
 
+import aiohttp
 import openai
 from openai import AsyncOpenAI, DefaultAioHttpClient
 
@@ -31,8 +32,6 @@ from travelrec.errors import (
 )
 from travelrec.ports import Answer, Question
 from travelrec.retry import retry_after_s
-
-_UNREACHABLE = ("ConnectError", "ConnectTimeout", "UnsupportedProtocol")
 
 
 class OpenAIModel:
@@ -114,16 +113,27 @@ def _answer(body: Mapping[str, Any]) -> Answer:
 def _translated(error: openai.OpenAIError) -> ModelError:
     """The SDK's errors in this project's; their texts may quote the request, so none of them is passed on."""
     match error:
-        case openai.APITimeoutError():
-            return ModelTimeout("The model did not answer in time.")
         case openai.APIStatusError():
             return _by_status(error)
-        case openai.APIConnectionError() if type(error.__cause__).__name__ in _UNREACHABLE:
-            return ProviderDown("The model's server can't be reached.")
         case openai.APIConnectionError():
-            return ModelBusy("The connection to the model broke.")
+            return _by_cause(error)
         case _:
             return ModelBusy("The model's answer could not be read.")
+
+
+def _by_cause(error: openai.APIConnectionError) -> ModelError:
+    """What broke, by the innermost error: on the way up a reset is turned into a time-out of the connection."""
+    cause: BaseException | None = error
+    while cause is not None:
+        match cause:
+            case aiohttp.ClientConnectorError() | aiohttp.InvalidURL():
+                return ProviderDown("The model's server can't be reached.")
+            case TimeoutError():
+                return ModelTimeout("The model did not answer in time.")
+            case aiohttp.ClientError() | ConnectionError():
+                return ModelBusy("The connection to the model broke.")
+        cause = cause.__cause__ or cause.__context__
+    return ModelTimeout("The model did not answer in time.")
 
 
 def _by_status(error: openai.APIStatusError) -> ModelError:
