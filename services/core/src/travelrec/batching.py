@@ -41,11 +41,21 @@ class Batcher(Generic[Item, Reply]):
 
     async def submit(self, item: Item) -> Reply:
         """`call`'s reply to `item`."""
-        return await self._enqueue(item)
+        return await self.enqueue(item)
+
+    def enqueue(self, item: Item) -> asyncio.Future[Reply]:
+        """`call`'s reply to `item`, for who must have it even when cancelled: shield it."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Reply] = loop.create_future()
+        self._waiting.append((item, future))
+        if not self._scheduled:
+            self._scheduled = True
+            loop.call_soon(self._start)
+        return future
 
     def post(self, item: Item) -> None:
         """Like `submit` for a `call` that deals with its own errors: nobody waits for the reply."""
-        self._enqueue(item).add_done_callback(_retrieve)
+        self.enqueue(item).add_done_callback(_retrieve)
 
     async def drain(self) -> None:
         """Returns when everything that was submitted is answered."""
@@ -58,15 +68,6 @@ class Batcher(Generic[Item, Reply]):
     def waiting(self) -> int:
         """How many items no batch has taken yet."""
         return len(self._waiting)
-
-    def _enqueue(self, item: Item) -> asyncio.Future[Reply]:
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Reply] = loop.create_future()
-        self._waiting.append((item, future))
-        if not self._scheduled:
-            self._scheduled = True
-            loop.call_soon(self._start)
-        return future
 
     def _start(self) -> None:
         self._scheduled = False

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 
 import structlog
 
 from travelrec.errors import BrokerUnavailable
-from travelrec.ports import Broker, Delivery
+from travelrec.ports import Broker, Delivery, Subscription
 
 log = structlog.get_logger(__name__)
 
@@ -41,6 +42,7 @@ class Engine:
         self._running: set[asyncio.Task[None]] = set()
         self._stopping = asyncio.Event()
         self._freed = asyncio.Event()
+        self._joining: asyncio.Timeout | None = None
         self.joined = asyncio.Event()
 
     @property
@@ -52,6 +54,8 @@ class Engine:
         """Takes no more; what runs goes on until `run` has waited out the grace period."""
         self._stopping.set()
         self._freed.set()
+        if self._joining is not None:
+            self._joining.reschedule(0.0)
 
     async def run(self, grace_s: float) -> None:
         """Runs until `stop`, then waits `grace_s` for the handlers, cancels the rest and leaves the group."""
@@ -63,11 +67,15 @@ class Engine:
                     log.warning("broker away", error=str(error), topic=self._topic)
                     self.joined.clear()
                     await asyncio.sleep(_RETRY_S)
+            await self._finish(grace_s)
         finally:
             await self._finish(0.0)
 
     async def _take_until_stopped(self, grace_s: float) -> None:
-        async with self._broker.subscribe(self._topic, self._group) as subscription:
+        async with AsyncExitStack() as stack:
+            subscription = await self._join(stack)
+            if subscription is None:
+                return
             self.joined.set()
             while not self._stopping.is_set():
                 free = self._concurrency - len(self._running)
@@ -78,6 +86,16 @@ class Engine:
                 for delivery in await subscription.take(free, _TAKE_S):
                     self._start(delivery)
             await self._finish(grace_s)
+
+    async def _join(self, stack: AsyncExitStack) -> Subscription | None:
+        """A member of the group until `stack` is left; None if `stop` was called while the broker was away."""
+        try:
+            async with asyncio.timeout(None) as self._joining:
+                return await stack.enter_async_context(self._broker.subscribe(self._topic, self._group))
+        except TimeoutError:
+            return None
+        finally:
+            self._joining = None
 
     def _start(self, delivery: Delivery) -> None:
         task = asyncio.create_task(self._supervise(delivery))

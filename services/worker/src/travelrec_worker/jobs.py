@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import structlog
@@ -78,7 +79,7 @@ class Jobs:
         self._model_timeout_s = model_timeout_s
         self._deadline_s = deadline_s
         self._claims: Batcher[str, Job | None] = Batcher(self._claim_all)
-        self._settlements: Batcher[Settlement, bool] = Batcher(self._settle_all)
+        self._settlements: Batcher[tuple[Job, Outcome], None] = Batcher(self._settle_all)
         self._announcements: Batcher[Signal, None] = Batcher(self._announce_all, max_in_flight=2)
 
     async def handle(self, delivery: Delivery) -> None:
@@ -97,12 +98,14 @@ class Jobs:
         metrics.WAIT_SECONDS.labels(job.kind).observe(max(0.0, time.time() - job.created_at))
         with self._leases.held(job), metrics.IN_FLIGHT.track_inprogress():
             try:
-                await self._settle(job, await self._run(job))
+                outcome = await self._run(job)
             except asyncio.CancelledError:
                 if self._leases.abandoned():
                     return  # cancelled by its caller or lost to another worker: nothing is left to write
-                await self._settle(job, HandedBack())
+                await self._hand_back(job)
                 raise
+            self._leases.decided(job)
+            await self._settle(job, outcome)
 
     def hear(self, signals: Sequence[Signal]) -> None:
         """Stops the runs of jobs that their callers have cancelled."""
@@ -163,25 +166,22 @@ class Jobs:
         return Retry(now + delay_s, Try(now, error, message))
 
     async def _settle(self, job: Job, outcome: Outcome) -> None:
-        """Writes the outcome, however long the store is away, and tells everybody if it ended the job."""
+        """Writes the outcome, however long the store is away."""
         if isinstance(outcome, Failed):
             outcome = await self._with_dead_letter(job, outcome)
-        settlement = Settlement(job.uid, job.token or "", outcome)
         while True:
             try:
-                stood = await self._settlements.submit(settlement)
+                return await self._settlements.submit((job, outcome))
             except StoreUnavailable as error:
                 log.warning("result not stored yet", uid=job.uid, error=str(error))
                 await asyncio.sleep(_STORE_RETRY_S)
-            else:
-                break
-        if not stood:
-            metrics.LOST_LEASES.inc()
-            log.warning("result not wanted any more", uid=job.uid)
-        elif isinstance(outcome, Completed | Failed):
-            status = Status.COMPLETED if isinstance(outcome, Completed) else Status.FAILED
-            metrics.FINISHED.labels(job.kind, status.value).inc()
-            self._announcements.post(Signal(job.uid, status))
+
+    async def _hand_back(self, job: Job) -> None:
+        """Lets another worker have `job` at once; while the store is away, once its lease has run out."""
+        try:
+            await self._settlements.submit((job, HandedBack()))
+        except StoreUnavailable as error:
+            log.warning("not handed back", uid=job.uid, error=str(error))
 
     async def _with_dead_letter(self, job: Job, outcome: Failed) -> Outcome:
         """The outcome once a copy of the job stands on the dead-letter topic; without one the job can't end."""
@@ -212,8 +212,16 @@ class Jobs:
 
     async def _claim(self, uid: str) -> Job | None:
         while True:
+            claiming = self._claims.enqueue(uid)
             try:
-                return await self._claims.submit(uid)
+                return await asyncio.shield(claiming)
+            except (
+                asyncio.CancelledError
+            ):  # the claim is on its way, and may stand without anybody to run the job
+                with suppress(StoreUnavailable):
+                    if job := await claiming:
+                        await self._hand_back(job)
+                raise
             except StoreUnavailable as error:
                 log.warning("not claimed yet", uid=uid, error=str(error))
                 await asyncio.sleep(_STORE_RETRY_S)
@@ -224,9 +232,18 @@ class Jobs:
         by_uid = {job.uid: job for job in won}
         return [by_uid.pop(uid, None) for uid in uids]  # a repeat within the batch gets nothing
 
-    async def _settle_all(self, settlements: list[Settlement]) -> list[bool]:
+    async def _settle_all(self, ended: list[tuple[Job, Outcome]]) -> list[None]:
+        settlements = [Settlement(job.uid, job.token or "", outcome) for job, outcome in ended]
         stood = await self._store.settle(settlements, time.time())
-        return [settlement.uid in stood for settlement in settlements]
+        for job, outcome in ended:
+            if job.uid not in stood:
+                metrics.LOST_LEASES.inc()
+                log.warning("result not wanted any more", uid=job.uid)
+            elif isinstance(outcome, Completed | Failed):
+                status = Status.COMPLETED if isinstance(outcome, Completed) else Status.FAILED
+                metrics.FINISHED.labels(job.kind, status.value).inc()
+                self._announcements.post(Signal(job.uid, status))
+        return [None] * len(ended)
 
     async def _announce_all(self, signals: list[Signal]) -> list[None]:
         try:

@@ -23,7 +23,7 @@ class Leases:
     def __init__(self, store: Store, lease_s: float) -> None:
         self._store = store
         self.lease_s = lease_s
-        self._held: dict[str, tuple[str, asyncio.Task[object]]] = {}
+        self._held: dict[str, tuple[str, asyncio.Task[object] | None]] = {}  # no task: its run is over
         self._abandoned: set[asyncio.Task[object]] = set()
 
     @contextmanager
@@ -36,14 +36,19 @@ class Leases:
         try:
             yield
         finally:
-            if self._held.get(job.uid, ("", None))[1] is task:
+            if self._held.get(job.uid, ("", None))[0] == job.token:
                 del self._held[job.uid]
             self._abandoned.discard(task)
 
+    def decided(self, job: Job) -> None:
+        """The run of `job` is over: its lease is still renewed, but nothing is there to be stopped any more."""
+        if job.token is not None and self._held.get(job.uid, ("", None))[0] == job.token:
+            self._held[job.uid] = (job.token, None)
+
     def abandon(self, uid: str) -> None:
         """Stops the run of `uid` here, if there is one."""
-        if uid in self._held:
-            task = self._held[uid][1]
+        task = self._held.get(uid, ("", None))[1]
+        if task is not None:
             self._abandoned.add(task)
             task.cancel()
 
@@ -65,7 +70,8 @@ class Leases:
                 log.warning("leases not renewed", jobs=len(held), error=str(error))
                 continue
             for uid, token in held:
-                if uid not in kept and self._held.get(uid, ("", None))[0] == token:
+                holder, task = self._held.get(uid, ("", None))
+                if uid not in kept and holder == token and task is not None:
                     metrics.LOST_LEASES.inc()
                     log.warning("lease lost", uid=uid)
                     self.abandon(uid)
