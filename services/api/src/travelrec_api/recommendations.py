@@ -86,7 +86,12 @@ def _parameter(name: str, schema: Mapping[str, Any], *, required: bool, told: st
     return {"name": name, "in": place, "required": required, "schema": dict(schema), "description": told}
 
 
-_UID = _parameter("uid", {"type": "string"}, required=True, told="What `POST /recommendations` answered.")
+_UID = _parameter(
+    "uid",
+    {"type": "string", "pattern": "^[0-9a-f]{32}$"},
+    required=True,
+    told="What `POST /recommendations` answered.",
+)
 _WAIT = _parameter(
     "wait",
     {"type": "number", "minimum": 0, "maximum": 60, "default": 0},
@@ -121,7 +126,12 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         "headers": {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds."}},
     },
 }
+_BY_UID = {
+    name: {"operationId": name, "parameters": {"uid": "$response.body#/uid"}}
+    for name in ("readRecommendations", "followRecommendations", "cancelRecommendations")
+}
 _ACCEPTING: dict[int | str, dict[str, Any]] = {
+    202: {"links": _BY_UID},
     **_ERRORS,
     413: {"model": Problem, "description": "The body is over 64 KiB; none is needed."},
 }
@@ -130,6 +140,14 @@ _LOOKED_UP: dict[int | str, dict[str, Any]] = {
     404: {"model": Problem, "description": "There is no such uid."},
 }
 _STATES: Any = Completed | Pending | Failed | Cancelled
+_ONE_EVENT = {
+    "type": "object",
+    "required": ["event", "data"],
+    "properties": {
+        "event": {"type": "string", "enum": [status.value for status in Status]},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+    },
+}
 
 
 @router.post(
@@ -138,6 +156,7 @@ _STATES: Any = Completed | Pending | Failed | Cancelled
     response_model=Accepted,
     responses=_ACCEPTING,
     openapi_extra={"parameters": _ASKED},
+    operation_id="askForRecommendations",
     summary="Ask for three things to do",
 )
 async def accept(request: Request) -> Response:
@@ -177,6 +196,7 @@ async def accept(request: Request) -> Response:
     response_model=_STATES,
     responses=_LOOKED_UP,
     openapi_extra={"parameters": [_UID, _WAIT]},
+    operation_id="readRecommendations",
     summary="Read the state or the result",
 )
 async def read(request: Request) -> Response:
@@ -198,10 +218,11 @@ async def read(request: Request) -> Response:
         **_LOOKED_UP,
         200: {
             "description": "Events `pending`, `completed`, `failed`, `cancelled`, with the same JSON as data.",
-            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            "content": {"text/event-stream": {"itemSchema": _ONE_EVENT}},
         },
     },
     openapi_extra={"parameters": [_UID]},
+    operation_id="followRecommendations",
     summary="Follow it to its end",
 )
 async def events(request: Request) -> Response:
@@ -241,6 +262,7 @@ async def _events(state: State, job: Job) -> AsyncIterator[bytes]:
     response_model=_STATES,
     responses=_LOOKED_UP,
     openapi_extra={"parameters": [_UID]},
+    operation_id="cancelRecommendations",
     summary="Cancel it",
 )
 async def cancel(request: Request) -> Response:
