@@ -39,12 +39,13 @@ async def running_jobs(settings: Settings, parts: Parts, model: Model) -> AsyncI
         model,
         KINDS,
         leases,
+        concurrency=settings.worker_concurrency,
         retry=RetryPolicy(max_attempts=settings.max_attempts),
         model_timeout_s=settings.model_timeout_s,
         deadline_s=settings.job_deadline_s,
     )
     engine = Engine(
-        parts.broker, JOBS_TOPIC, JOBS_GROUP, jobs.handle, concurrency=settings.worker_concurrency
+        parts.broker, JOBS_TOPIC, JOBS_GROUP, jobs.handle, concurrency=2 * settings.worker_concurrency
     )
     async with AsyncExitStack() as stack:
         background = await stack.enter_async_context(asyncio.TaskGroup())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 
 import structlog
@@ -50,11 +50,16 @@ from travelrec_worker.leases import Leases
 log = structlog.get_logger(__name__)
 
 _STORE_RETRY_S = 0.25
+_AHEAD = 4  # one job in four is claimed before a call is free for it
 _CLAIMS_PER_ATTEMPT = 4  # a job that keeps killing its worker is given up
 
 
 class Jobs:
-    """Handles one job message at a time; many at once share their claims, settlements and signals."""
+    """Handles one job message at a time; many at once share their claims, settlements and signals.
+
+    `concurrency` model calls are in flight at the most. A few more jobs are claimed ahead, and settling holds no
+    place, so that no call waits for the store.
+    """
 
     def __init__(
         self,
@@ -65,6 +70,7 @@ class Jobs:
         kinds: Mapping[str, Run],
         leases: Leases,
         *,
+        concurrency: int,
         retry: RetryPolicy,
         model_timeout_s: float,
         deadline_s: float,
@@ -78,8 +84,10 @@ class Jobs:
         self._retry = retry
         self._model_timeout_s = model_timeout_s
         self._deadline_s = deadline_s
-        self._claims: Batcher[str, Job | None] = Batcher(self._claim_all)
-        self._settlements: Batcher[tuple[Job, Outcome], None] = Batcher(self._settle_all)
+        self._calling = asyncio.Semaphore(concurrency)
+        self._ahead = asyncio.Semaphore(concurrency + -(-concurrency // _AHEAD))
+        self._claims: Batcher[str, Job | None] = Batcher(self._claim_all, grow=16)
+        self._settlements: Batcher[tuple[Job, Outcome], None] = Batcher(self._settle_all, grow=16)
         self._announcements: Batcher[Signal, None] = Batcher(self._announce_all, max_in_flight=2)
 
     async def handle(self, delivery: Delivery) -> None:
@@ -89,23 +97,18 @@ class Jobs:
         except Undecodable as error:
             await self._reject(delivery, str(error))
             return
-        job = await self._claim(uid)
-        delivery.acknowledge()  # from here on the lease protects the job
-        if job is None:
-            metrics.NOT_CLAIMED.inc()
-            return
-        metrics.CLAIMED.labels(job.kind).inc()
-        metrics.WAIT_SECONDS.labels(job.kind).observe(max(0.0, time.time() - job.created_at))
-        with self._leases.held(job), metrics.IN_FLIGHT.track_inprogress():
-            try:
-                outcome = await self._run(job)
-            except asyncio.CancelledError:
-                if self._leases.abandoned():
-                    return  # cancelled by its caller or lost to another worker: nothing is left to write
-                await self._hand_back(job)
-                raise
-            self._leases.decided(job)
-            await self._settle(job, outcome)
+        with ExitStack() as held:
+            async with self._ahead:
+                job = await self._claim(uid)
+                delivery.acknowledge()  # from here on the lease protects the job
+                if job is None:
+                    metrics.NOT_CLAIMED.inc()
+                    return
+                held.enter_context(self._leases.held(job))
+                outcome = await self._outcome(job)
+            if outcome is not None:
+                self._leases.decided(job)
+                await self._settle(job, outcome)
 
     def hear(self, signals: Sequence[Signal]) -> None:
         """Stops the runs of jobs that their callers have cancelled."""
@@ -117,6 +120,20 @@ class Jobs:
         """Returns when every settlement and signal on its way is out."""
         await self._settlements.drain()
         await self._announcements.drain()
+
+    async def _outcome(self, job: Job) -> Outcome | None:
+        """Runs `job` when a call is free; None when it was cancelled or lost: nothing is left to write."""
+        metrics.CLAIMED.labels(job.kind).inc()
+        metrics.WAIT_SECONDS.labels(job.kind).observe(max(0.0, time.time() - job.created_at))
+        try:
+            async with self._calling:
+                with metrics.IN_FLIGHT.track_inprogress():
+                    return await self._run(job)
+        except asyncio.CancelledError:
+            if self._leases.abandoned():
+                return None
+            await self._hand_back(job)
+            raise
 
     async def _run(self, job: Job) -> Outcome:
         """What running `job` came to; decides, and writes nothing."""

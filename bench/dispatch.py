@@ -1,0 +1,98 @@
+"""Dispatch: time from sending `POST /recommendations` to the model receiving the call, one request at a time, idle.
+
+API, worker, Kafka and the MongoDB protocol are processes of their own; the model is a bare server in this one, so
+that both moments are read from one clock.
+"""
+
+import asyncio
+import json
+import sys
+import time
+from contextlib import AsyncExitStack
+from statistics import median, quantiles
+
+import aiohttp
+from aiohttp import web
+from support import Kafka, Mongo, Process, free_port
+
+from bench.report import Row, table
+
+_ANSWER = {
+    "id": "x",
+    "object": "chat.completion",
+    "created": 0,
+    "model": "bare",
+    "choices": [
+        {
+            "index": 0,
+            "finish_reason": "stop",
+            "message": {
+                "role": "assistant",
+                "content": json.dumps({"recommendations": ["Go there.", "Go here.", "Go home."]}),
+            },
+        }
+    ],
+    "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
+}
+
+
+async def measure(count: int) -> tuple[list[float], list[float]]:
+    """Seconds to the model's call, and seconds to the completed answer through a long poll."""
+    arrived: list[float] = []
+
+    async def complete(_: web.Request) -> web.Response:
+        arrived.append(time.perf_counter())
+        return web.json_response(_ANSWER)
+
+    async with AsyncExitStack() as stack:
+        kafka = stack.enter_context(Kafka(jvm=("-Xmx1g",)))
+        mongo = stack.enter_context(Mongo())
+        app = web.Application()
+        app.router.add_post("/v1/chat/completions", complete)
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        model_port, api_port, worker_port = free_port(), free_port(), free_port()
+        await web.TCPSite(runner, "127.0.0.1", model_port).start()
+        env = {
+            "BROKER_URL": kafka.url,
+            "STORE_URL": mongo.url + "bench",
+            "OPENAI_BASE_URL": f"http://127.0.0.1:{model_port}/v1",
+            "LOG_LEVEL": "warning",
+            "PORT": str(api_port),
+            "METRICS_PORT": str(worker_port),
+        }
+        for command, port in (("api", api_port), ("worker", worker_port)):
+            process = Process([sys.executable, "-m", "travelrec", command], env=env)
+            stack.enter_context(process)
+            await process.wait_for_http(f"http://127.0.0.1:{port}/readyz")
+        http = await stack.enter_async_context(aiohttp.ClientSession(f"http://127.0.0.1:{api_port}"))
+        to_model, to_answer = [], []
+        for number in range(count + count // 2):
+            began = time.perf_counter()
+            asked = {"country": "Peru", "season": "winter"}
+            async with http.post("/recommendations", params=asked) as response:
+                uid = (await response.json())["uid"]
+            async with http.get("/recommendations", params={"uid": uid, "wait": "30"}) as response:
+                assert (await response.json())["status"] == "completed"
+            if number >= count // 2:  # the first ones warm the servers up
+                to_answer.append(time.perf_counter() - began)
+                to_model.append(arrived[-1] - began)
+    return to_model, to_answer
+
+
+def run(count: int = 200) -> str:
+    """The table."""
+    to_model, to_answer = asyncio.run(measure(count))
+    return table([_row("to the model's call", to_model), _row("to the completed answer", to_answer)])
+
+
+def _row(name: str, seconds: list[float]) -> Row:
+    return Row(
+        name,
+        {
+            "p50 ms": f"{median(seconds) * 1000:.1f}",
+            "p95 ms": f"{quantiles(seconds, n=20)[-1] * 1000:.1f}",
+            "p99 ms": f"{quantiles(seconds, n=100)[-1] * 1000:.1f}",
+        },
+    )

@@ -1,0 +1,133 @@
+"""Drain: N queued jobs at a model of L seconds and C in flight, against the ideal N·L/C; CPU per job, peak memory.
+
+One worker, beside a bare asyncio loop that makes the same calls with the same SDK over aiohttp, against the same
+offline model, in turn. The clock runs from the publish of the messages to the last job's end in the store.
+"""
+
+import asyncio
+import itertools
+import re
+import resource
+import sys
+import time
+from contextlib import AsyncExitStack
+
+import aiohttp
+import psutil
+import uvloop
+from support import Kafka, Mongo, Process, free_port
+
+from bench.report import Row, table
+from travelrec.adapters.kafka import KafkaBroker
+from travelrec.adapters.mongo import MongoStore
+from travelrec.adapters.openai import OpenAIModel
+from travelrec.job import Job, Status, new_uid
+from travelrec.kinds.recommendation.places import COUNTRIES
+from travelrec.kinds.recommendation.run import run as recommend
+from travelrec.wire import JOBS_TOPIC, encode_job
+
+SEASONS = ("spring", "summer", "autumn", "winter")
+
+
+def _jobs(count: int, now: float) -> list[Job]:
+    asked = itertools.cycle(itertools.product(COUNTRIES, SEASONS))
+    return [
+        Job(new_uid(), "recommendation", {"country": c, "season": s}, now, due_at=now + 3600)
+        for c, s in itertools.islice(asked, count)
+    ]
+
+
+async def _drained(store: MongoStore, uids: list[str], port: int, finished: int) -> float:
+    """The time of the last end, once the worker at `port` says it has `finished` so many since its start."""
+    async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http:
+        while True:
+            async with http.get("/metrics") as response:
+                found = re.search(r'jobs_finished_total{.*outcome="completed"} (\S+)', await response.text())
+            if found and float(found[1]) >= finished:
+                break
+            await asyncio.sleep(0.25)
+    ends = []
+    for start in range(0, len(uids), 200):
+        jobs = await store.get(uids[start : start + 200])
+        assert all(job.status is Status.COMPLETED for job in jobs.values())
+        ends += [job.ended_at or 0.0 for job in jobs.values()]
+    return max(ends)
+
+
+async def _worker(
+    count: int, concurrency: int, model_url: str, kafka: Kafka, mongo: Mongo
+) -> tuple[float, float, float]:
+    port = free_port()
+    env = {
+        "BROKER_URL": kafka.url,
+        "STORE_URL": mongo.url + "bench",
+        "OPENAI_BASE_URL": model_url,
+        "LOG_LEVEL": "warning",
+        "METRICS_PORT": str(port),
+        "WORKER_CONCURRENCY": str(concurrency),
+    }
+    async with AsyncExitStack() as stack:
+        broker = await stack.enter_async_context(KafkaBroker.opened(kafka.address))
+        store = await stack.enter_async_context(MongoStore.opened(env["STORE_URL"], timeout_s=30))
+        worker = stack.enter_context(Process([sys.executable, "-m", "travelrec", "worker"], env=env))
+        await worker.wait_for_http(f"http://127.0.0.1:{port}/readyz")
+        process = psutil.Process(worker.pid)
+        finished = 0
+        for size in (2 * concurrency, count):  # the first round warms everything up
+            jobs = _jobs(size, time.time())
+            for start in range(0, size, 200):
+                await store.accept(jobs[start : start + 200], time.time())
+            await asyncio.sleep(1.0)  # let the servers finish writing before the clock runs
+            finished += size
+            cpu, began = sum(process.cpu_times()[:2]), time.time()
+            await broker.publish(JOBS_TOPIC, [encode_job(job) for job in jobs])
+            seconds = await _drained(store, [job.uid for job in jobs], port, finished) - began
+        cpu = sum(process.cpu_times()[:2]) - cpu
+        return seconds, cpu / count * 1000, process.memory_info().rss / 1e6
+
+
+async def _bare(count: int, concurrency: int, model_url: str) -> tuple[float, float, float]:
+    async with OpenAIModel.opened(
+        api_key="x", base_url=model_url, model="m", connections=concurrency
+    ) as model:
+        for size in (2 * concurrency, count):
+            places = iter(_jobs(size, 0.0))
+
+            async def one(places: "object" = places) -> None:
+                for job in places:  # type: ignore[attr-defined]
+                    await recommend(job.params, model, 30.0)
+
+            cpu, began = time.process_time(), time.time()
+            await asyncio.gather(*(one() for _ in range(concurrency)))
+        seconds = time.time() - began
+        cpu = time.process_time() - cpu
+    return seconds, cpu / count * 1000, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+def run(count: int = 2000, latency_s: float = 0.5, concurrency: int = 200, rounds: int = 2) -> str:
+    """The table."""
+    ideal = count * latency_s / concurrency
+    results: dict[str, list[tuple[float, float, float]]] = {"bare asyncio loop over aiohttp": [], "travelrec worker": []}
+    with Kafka(jvm=("-Xmx1g",)) as kafka, Mongo() as mongo:
+        model_port = free_port()
+        command = ["fake-openai", "--port", str(model_port), "--latency", str(latency_s)]
+        with Process([sys.executable, "-m", "travelrec", *command]) as model:
+            asyncio.run(model.wait_for_http(f"http://127.0.0.1:{model_port}/healthz"))
+            url = f"http://127.0.0.1:{model_port}/v1"
+            for _ in range(rounds):
+                results["bare asyncio loop over aiohttp"].append(uvloop.run(_bare(count, concurrency, url)))
+                results["travelrec worker"].append(uvloop.run(_worker(count, concurrency, url, kafka, mongo)))
+    rows = [
+        Row(
+            name,
+            {
+                "seconds": f"{best[0]:.2f}",
+                "of the ideal": f"{best[0] / ideal:.2f}",
+                "CPU ms/job": f"{best[1]:.2f}",
+                "memory MB": f"{best[2]:.0f}",
+            },
+        )
+        for name, runs in results.items()
+        for best in [min(runs)]
+    ]
+    return table(rows)
