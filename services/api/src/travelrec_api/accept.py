@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 
@@ -9,7 +10,7 @@ import structlog
 
 from travelrec import metrics
 from travelrec.batching import Batcher
-from travelrec.errors import BrokerUnavailable
+from travelrec.errors import BrokerUnavailable, StoreUnavailable
 from travelrec.job import Job, new_uid
 from travelrec.ports import Broker, Store
 from travelrec.wire import JOBS_TOPIC, QUEUED_S, encode_job
@@ -17,6 +18,11 @@ from travelrec.wire import JOBS_TOPIC, QUEUED_S, encode_job
 log = structlog.get_logger(__name__)
 
 _MAX_UNPUBLISHED = 20_000
+_MAX_UNSURE = 10_000
+_LOOK_S = 1.0
+_LOOKED_UP = 500
+_LOOKS = 10  # of a store that answers; by then it has done what it was sent before
+_WITHDRAWN = "Withdrawn: its caller was told that nothing was accepted."
 
 
 class Accepter:
@@ -25,6 +31,7 @@ class Accepter:
     def __init__(self, store: Store, broker: Broker) -> None:
         self._store = store
         self._broker = broker
+        self._unsure: dict[str, int] = {}  # uid → how often it is still looked for
         self._accepts: Batcher[Job, Job] = Batcher(self._accept_all, max_items=500, grow=16)
         self._publishes: Batcher[Job, None] = Batcher(
             self._publish_all, max_items=500, max_in_flight=2, grow=32
@@ -59,8 +66,37 @@ class Accepter:
         await self._accepts.drain()
         await self._publishes.drain()
 
+    async def withdraw(self) -> None:
+        """Until cancelled: ends the jobs that stand although their callers were told that nothing was accepted.
+
+        A write whose answer was lost may stand, or come to stand when a store that hung goes on.
+        """
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            uids = list(self._unsure)[:_LOOKED_UP]
+            if not uids:
+                continue
+            try:
+                found = await self._store.get(uids)
+                for uid in found:
+                    await self._store.cancel(uid, time.time(), _WITHDRAWN)
+            except StoreUnavailable:
+                continue
+            if found:
+                log.info("withdrew what nobody knows of", jobs=len(found))
+            for uid in uids:
+                self._unsure[uid] -= 1
+                if uid in found or not self._unsure[uid]:
+                    del self._unsure[uid]
+
     async def _accept_all(self, jobs: list[Job]) -> Sequence[Job]:
-        return await self._store.accept(jobs, time.time())
+        try:
+            return await self._store.accept(jobs, time.time())
+        except StoreUnavailable:
+            # one with an idempotency key is left: whoever asks again with the key is answered with it
+            unsure = [job.uid for job in jobs if job.idempotency_key is None]
+            self._unsure.update(dict.fromkeys(unsure[: _MAX_UNSURE - len(self._unsure)], _LOOKS))
+            raise
 
     async def _publish_all(self, jobs: list[Job]) -> list[None]:
         try:

@@ -45,13 +45,17 @@ def create_app(settings: Settings, parts: Parts | None = None) -> tuple[FastAPI,
             stack.push_async_callback(state.accepter.drain)
             background = await stack.enter_async_context(asyncio.TaskGroup())
             await stack.enter_async_context(opened.signals.listen(state.waiters.hear))
-            looking = background.create_task(state.waiters.look_again())
+            helpers = [
+                background.create_task(state.waiters.look_again()),
+                background.create_task(state.accepter.withdraw()),
+            ]
             log.info("api started")
             try:
                 yield
             finally:
                 stop()
-                looking.cancel()
+                for helper in helpers:
+                    helper.cancel()
         log.info("api stopped")
 
     def stop() -> None:

@@ -1,0 +1,70 @@
+"""What may have been written although its caller was told that nothing was accepted."""
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from support import eventually
+from travelrec.adapters.memory import MemoryBroker, MemoryStore
+from travelrec.errors import StoreUnavailable
+from travelrec.job import Job, Status
+from travelrec_api import accept
+from travelrec_api.accept import Accepter
+
+pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(30)]
+PARAMS = {"country": "Canada", "season": "winter"}
+
+
+class HangingStore(MemoryStore):
+    """Does not answer in time, and does what it was told when it goes on; `looks` counts reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.late: list[Job] = []
+        self.looks = 0
+
+    async def accept(self, jobs: Sequence[Job], now: float) -> list[Job]:
+        self.late += jobs
+        raise StoreUnavailable("no answer")
+
+    async def get(self, uids: Sequence[str]) -> dict[str, Job]:
+        self.looks += 1
+        return await super().get(uids)
+
+    async def go_on(self) -> None:
+        await super().accept(self.late, 0.0)
+
+
+async def test_a_write_that_comes_late_is_withdrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that comes to stand after its caller was told 503 is cancelled; one with a key waits for the repeat."""
+    monkeypatch.setattr(accept, "_LOOK_S", 0.01)
+    monkeypatch.setattr(accept, "_LOOKS", 1000)
+    store = HangingStore()
+    accepter = Accepter(store, MemoryBroker())
+    withdrawing = asyncio.create_task(accepter.withdraw())
+    with pytest.raises(StoreUnavailable):
+        await accepter.accept("recommendation", PARAMS, {}, "recommendation:key")
+    with pytest.raises(StoreUnavailable):
+        await accepter.accept("recommendation", PARAMS, {})
+    await eventually(lambda: store.looks > 2)
+    await store.go_on()
+    with_key, without_key = (job.uid for job in store.late)
+    await eventually(lambda: store.jobs[without_key].status is Status.CANCELLED)
+    assert store.jobs[with_key].status is Status.PENDING
+    assert not accepter._unsure
+    withdrawing.cancel()
+
+
+async def test_what_never_came_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A uid is looked for a few times only, and the list of those looked for is bounded."""
+    monkeypatch.setattr(accept, "_LOOK_S", 0.01)
+    monkeypatch.setattr(accept, "_MAX_UNSURE", 3)
+    accepter = Accepter(HangingStore(), MemoryBroker())
+    withdrawing = asyncio.create_task(accepter.withdraw())
+    tries = [accepter.accept("recommendation", PARAMS, {}) for _ in range(5)]
+    answers = await asyncio.gather(*tries, return_exceptions=True)
+    assert all(isinstance(answer, StoreUnavailable) for answer in answers)
+    assert len(accepter._unsure) == 3
+    await eventually(lambda: not accepter._unsure)
+    withdrawing.cancel()
