@@ -33,12 +33,16 @@ class Store(MemoryStore):
         self.claims_answered, self.settlements_answered = asyncio.Event(), asyncio.Event()
         self.claims_answered.set()
         self.settlements_answered.set()
+        self.loses_next_claim = False
         self.renewals = 0
         self.takes_settlements = True
 
     async def claim(self, uids: Sequence[str], token: str, now: float, until: float) -> list[Job]:
         claimed = await super().claim(uids, token, now, until)
         await self.claims_answered.wait()
+        if self.loses_next_claim:
+            self.loses_next_claim = False
+            raise StoreUnavailable("no answer")
         return claimed
 
     async def renew(self, leases: Sequence[tuple[str, str]], until: float) -> set[str]:
@@ -146,6 +150,16 @@ async def test_a_claim_on_its_way_at_the_end_is_handed_back() -> None:
         asyncio.get_running_loop().call_later(LATER_S, bench.store.claims_answered.set)
     assert (bench.standing.phase, bench.standing.claims, bench.standing.tries) == (Phase.WAITING, 0, ())
     assert bench.standing.due_at <= time.time()
+
+
+async def test_a_claim_whose_answer_is_lost_is_taken_up() -> None:
+    """A claim that stands although the store did not answer is run at once, not after its lease."""
+    bench = Bench()
+    bench.store.loses_next_claim = True
+    bench.model.may_answer.set()
+    async with bench.working():
+        await eventually(lambda: bench.standing.status is Status.COMPLETED)
+    assert bench.standing.claims == 1
 
 
 async def test_a_worker_ends_although_the_store_is_away() -> None:

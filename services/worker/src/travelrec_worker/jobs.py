@@ -50,6 +50,7 @@ from travelrec_worker.leases import Leases
 log = structlog.get_logger(__name__)
 
 _STORE_RETRY_S = 0.25
+_LATE_CLAIM_S = 5.0  # how long a worker that ends waits for a claim, to hand the job back
 _AHEAD = 4  # one job in four is claimed before a call is free for it
 _CLAIMS_PER_ATTEMPT = 4  # a job that keeps killing its worker is given up
 
@@ -228,24 +229,28 @@ class Jobs:
         delivery.acknowledge()
 
     async def _claim(self, uid: str) -> Job | None:
-        while True:
-            claiming = self._claims.enqueue(uid)
-            try:
-                return await asyncio.shield(claiming)
-            except (
-                asyncio.CancelledError
-            ):  # the claim is on its way, and may stand without anybody to run the job
-                with suppress(StoreUnavailable):
+        claiming = self._claims.enqueue(uid)
+        try:
+            return await asyncio.shield(claiming)
+        except asyncio.CancelledError:
+            # the claim is on its way: nobody would run the job until its lease has run out
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LATE_CLAIM_S):
                     if job := await claiming:
                         await self._hand_back(job)
-                raise
-            except StoreUnavailable as error:
-                log.warning("not claimed yet", uid=uid, error=str(error))
-                await asyncio.sleep(_STORE_RETRY_S)
+            raise
 
     async def _claim_all(self, uids: list[str]) -> list[Job | None]:
-        now = time.time()
-        won = await self._store.claim(uids, new_uid(), now, now + self._leases.lease_s)
+        token = new_uid()
+        while True:
+            now = time.time()
+            try:
+                won = await self._store.claim(uids, token, now, now + self._leases.lease_s)
+            except StoreUnavailable as error:  # the claim may stand: asking again with its token finds it
+                log.warning("not claimed yet", jobs=len(uids), error=str(error))
+                await asyncio.sleep(_STORE_RETRY_S)
+            else:
+                break
         by_uid = {job.uid: job for job in won}
         return [by_uid.pop(uid, None) for uid in uids]  # a repeat within the batch gets nothing
 
