@@ -51,7 +51,7 @@ log = structlog.get_logger(__name__)
 
 _STORE_RETRY_S = 0.25
 _LATE_CLAIM_S = 5.0  # how long a worker that ends waits for a claim, to hand the job back
-_AHEAD = 4  # one job in four is claimed before a call is free for it
+_AHEAD = 2  # half as many jobs again are claimed before a call is free for them
 _CLAIMS_PER_ATTEMPT = 4  # a job that keeps killing its worker is given up
 
 
