@@ -38,7 +38,7 @@ async def completed(url: str, country: str, season: str, console: Console) -> di
     out = Console()
     out.print(f"[bold]{body['country']} in {body['season']}[/bold]", highlight=False)
     for number, text in enumerate(body["recommendations"], 1):
-        out.print(f" {number}. {text}", highlight=False, markup=False)
+        out.print(f" {number}. {text}", highlight=False, markup=False, soft_wrap=True)
     return dict(body)
 
 

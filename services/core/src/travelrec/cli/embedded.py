@@ -47,15 +47,16 @@ def demo(
 ) -> None:
     """Starts everything, makes one real request, shows its answer, then serves until Ctrl-C."""
     with tempfile.TemporaryDirectory(prefix="travelrec-demo-") as folder:
-        settings = _settings(host, 0 if once and port is None else port, data or Path(folder))
+        settings = _settings(host, 0 if once and port is None else port, data or Path(folder), quiet=True)
         listening = free_or_exit(settings.host, settings.port)
         _run(_demo(settings, listening, country, season, once))
 
 
-def _settings(host: str | None, port: int | None, data: Path | None) -> Settings:
+def _settings(host: str | None, port: int | None, data: Path | None, *, quiet: bool = False) -> Settings:
     store_url = None if data is None else f"sqlite:///{data.absolute() / 'travelrec.db'}"
     settings = read_settings(host=host, port=port, store_url=store_url)
-    configure_logging(settings.log_level)
+    level_is_set = "log_level" in settings.model_fields_set
+    configure_logging("warning" if quiet and not level_is_set else settings.log_level)
     return settings
 
 
