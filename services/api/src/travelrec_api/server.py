@@ -7,17 +7,18 @@ lifespan's shutdown would never run: stream end < uvicorn's deadline < gunicorn'
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
-import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Generator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any  # gunicorn ships no types
 
 import uvicorn
 from gunicorn.app.base import BaseApplication
+from gunicorn.glogging import Logger
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn_worker import UvicornWorker
 
@@ -50,6 +51,13 @@ class Server(uvicorn.Server):
             self.config.app.stop()
         super().handle_exit(sig, frame)
 
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """As uvicorn's, which kills the process by the signal again where its own end only begins."""
+        with super().capture_signals():
+            yield
+            self._captured_signals.clear()
+
 
 class Worker(UvicornWorker):  # type: ignore[misc]  # uvicorn_worker ships no types
     """gunicorn's worker, with that server."""
@@ -63,6 +71,12 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # uvicorn_worker ships no ty
         "timeout_graceful_shutdown": _STREAMS_S,
     }
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        logger = logging.getLogger("uvicorn.error")  # which the base class has just made as loud as gunicorn
+        logger.propagate = True
+        logger.setLevel(logging.WARNING)
+
     async def _serve(self) -> None:
         self.config.app = self.wsgi
         server = Server(config=self.config)
@@ -72,15 +86,26 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # uvicorn_worker ships no ty
             raise SystemExit(3)  # gunicorn's WORKER_BOOT_ERROR: it ends instead of starting others for ever
 
 
+class _Log(Logger):  # type: ignore[misc]  # gunicorn ships no types
+    """gunicorn's log, in the same stream and form as everything else."""
+
+    def setup(self, cfg: object) -> None:
+        """Called with gunicorn's configuration."""
+        super().setup(cfg)
+        self.error_log.handlers.clear()
+        self.error_log.setLevel(logging.NOTSET)
+        self.error_log.propagate = True
+
+
 class _Application(BaseApplication):  # type: ignore[misc]  # gunicorn ships no types
-    def __init__(self, settings: Settings, metrics_dir: str | None) -> None:
+    def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._metrics_dir = metrics_dir
         super().__init__()
 
     def load_config(self) -> None:
+        host = f"[{self._settings.host}]" if ":" in self._settings.host else self._settings.host
         options: dict[str, Any] = {
-            "bind": f"{self._settings.host}:{self._settings.port}",
+            "bind": f"{host}:{self._settings.port}",
             "workers": self._settings.web_concurrency,
             "worker_class": "travelrec_api.server.Worker",
             "graceful_timeout": _GUNICORN_S,
@@ -89,15 +114,15 @@ class _Application(BaseApplication):  # type: ignore[misc]  # gunicorn ships no 
             "control_socket_disable": True,
             "worker_tmp_dir": "/dev/shm" if Path("/dev/shm").is_dir() else None,  # noqa: S108 - a heartbeat file
             "proc_name": "travelrec-api",
-            "logconfig_dict": {"version": 1, "disable_existing_loggers": False, "root": {"level": "INFO"}},
+            "logger_class": _Log,
         }
-        if self._metrics_dir:
+        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
             options["child_exit"] = _forget_process
         for name, value in options.items():
             self.cfg.set(name, value)
 
     def load(self) -> Edge:
-        from travelrec_api.app import create_app  # noqa: PLC0415 - after the fork, and after the metrics folder is set
+        from travelrec_api.app import create_app  # noqa: PLC0415 - after the fork
 
         return create_app(self._settings)[1]
 
@@ -109,13 +134,8 @@ def _forget_process(_: object, worker: Any) -> None:
 
 
 def serve_with_gunicorn(settings: Settings) -> None:
-    """Serves until SIGTERM; several processes share their metrics through files. Does not return."""
-    if settings.web_concurrency == 1:
-        _Application(settings, None).run()
-        return
-    with tempfile.TemporaryDirectory(prefix="travelrec-metrics-") as folder:
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
-        _Application(settings, folder).run()
+    """Serves until SIGTERM; several processes share their metrics in `PROMETHEUS_MULTIPROC_DIR`. Does not return."""
+    _Application(settings).run()
 
 
 @asynccontextmanager

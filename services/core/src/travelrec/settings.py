@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    AliasChoices,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from travelrec.errors import BadSetting
 
 _SCHEMES = {
-    "BROKER_URL": ("memory", "kafka", "kafka+ssl"),
-    "STORE_URL": ("sqlite", "mongodb", "mongodb+srv", "memory"),
-    "SIGNAL_URL": ("memory", "kafka", "kafka+ssl"),
+    "broker_url": ("memory", "kafka", "kafka+ssl"),
+    "store_url": ("sqlite", "mongodb", "mongodb+srv", "memory"),
+    "signal_url": ("memory", "kafka", "kafka+ssl"),
 }
 
 
@@ -116,21 +124,25 @@ class Settings(BaseSettings):
         "info", validation_alias="LOG_LEVEL", description="the least level that is logged"
     )
 
-    @model_validator(mode="after")
-    def _known_schemes(self) -> Self:
-        for name, url in (
-            ("BROKER_URL", self.broker_url),
-            ("STORE_URL", self.store_url),
-            ("SIGNAL_URL", self.signal_url),
-        ):
-            scheme, found, rest = url.partition("://")
-            if url and (not found or scheme not in _SCHEMES[name]):
-                raise ValueError(f"{name}: use one of {', '.join(f'{s}://' for s in _SCHEMES[name])}")
-            if url and scheme != "memory" and not rest.strip("/"):
-                raise ValueError(f"{name}: {scheme}:// needs {'a path' if scheme == 'sqlite' else 'a host'}")
-        if self.openai_base_url and not self.openai_base_url.startswith(("http://", "https://")):
-            raise ValueError("OPENAI_BASE_URL: use http:// or https://")
-        return self
+    @field_validator("broker_url", "store_url", "signal_url")
+    @classmethod
+    def _known_scheme(cls, url: str, info: ValidationInfo) -> str:
+        schemes = _SCHEMES[str(info.field_name)]
+        scheme, found, rest = url.partition("://")
+        if url and (not found or scheme not in schemes):
+            raise ValueError(f"use one of {', '.join(f'{s}://' for s in schemes)}")
+        if scheme == "sqlite" and not (rest.startswith("/") and rest.strip("/")):
+            raise ValueError("sqlite:// needs a path: sqlite:///relative or sqlite:////absolute")
+        if url and scheme != "memory" and not rest.strip("/"):
+            raise ValueError(f"{scheme}:// needs a host")
+        return url
+
+    @field_validator("openai_base_url")
+    @classmethod
+    def _http(cls, url: str | None) -> str | None:
+        if url and not url.startswith(("http://", "https://")):
+            raise ValueError("use http:// or https://")
+        return url
 
     @property
     def offline_model(self) -> bool:
@@ -152,11 +164,17 @@ def read_settings(**given: Any) -> Settings:
 
 
 def _complaint(error: Any) -> str:
-    if not error["loc"]:
-        return str(error["msg"]).removeprefix("Value error, ")
-    place = str(error["loc"][0])
-    field = Settings.model_fields.get(place)
-    alias = field.validation_alias if field else place
-    names = [str(n) for n in alias.choices] if isinstance(alias, AliasChoices) else [str(alias)]
+    names = _names(str(error["loc"][0]))
     name = next((n for n in names if n in os.environ), names[0])
-    return f"{name}: {error['msg'][0].lower()}{error['msg'][1:]}"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    return f"{name}: {message[0].lower()}{message[1:]}"
+
+
+def _names(place: str) -> list[str]:
+    """The variables of the setting that pydantic calls `place`, which is the field or its first alias."""
+    for name, field in Settings.model_fields.items():
+        alias = field.validation_alias
+        names = [str(n) for n in alias.choices] if isinstance(alias, AliasChoices) else [str(alias)]
+        if place in (name, *names):
+            return names
+    return [place]

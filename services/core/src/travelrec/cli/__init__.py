@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 import typer
+from typer.exceptions import TyperException
 
 from travelrec.cli.ask import ask
 from travelrec.cli.embedded import demo, serve
@@ -30,10 +31,27 @@ app.command("fake-openai")(fake_openai)
 def main() -> None:
     """Runs the command; what goes wrong on purpose is one line on stderr: exit code 2 for bad usage, else 1."""
     try:
-        app()
+        code = _run()
+    except TyperException as error:
+        if said := " ".join(error.format_message().split()):
+            command = getattr(getattr(error, "ctx", None), "command_path", app.info.name)
+            print(f"travelrec: {said.rstrip('.')}; see `{command} --help`", file=sys.stderr)  # noqa: T201 - this is the command line
+        raise SystemExit(error.exit_code) from None
     except BadSetting as error:
         print(f"travelrec: {error}", file=sys.stderr)  # noqa: T201 - this is the command line
         raise SystemExit(2) from None
     except TravelrecError as error:
         print(f"travelrec: {error}", file=sys.stderr)  # noqa: T201 - this is the command line
         raise SystemExit(1) from None
+    raise SystemExit(code if isinstance(code, int) else 0)
+
+
+def _run() -> object:
+    """The command's own exit code, if it has one; an error of a single task comes out of its task group."""
+    try:
+        return app(standalone_mode=False)
+    except ExceptionGroup as group:
+        error: Exception = group
+        while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]
+        raise error from None

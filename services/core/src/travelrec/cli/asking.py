@@ -28,7 +28,7 @@ async def completed(url: str, country: str, season: str, console: Console) -> di
                 console.print(f"[dim]accepted as {uid} after {time.monotonic() - began:.3f} s[/dim]")
                 status.update("The model is thinking …")
                 body = await _ended(http, uid, began)
-    except (aiohttp.ClientError, OSError, TimeoutError) as error:
+    except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
         raise TravelrecError(
             f"no API answers at {url} ({error or 'time-out'}); start one with `travelrec serve`, or give --url"
         ) from error
@@ -36,7 +36,7 @@ async def completed(url: str, country: str, season: str, console: Console) -> di
         raise TravelrecError(f"{body.get('error', body['status'])}: {body['message']}")
     console.print(f"[dim]completed after {time.monotonic() - began:.2f} s[/dim]")
     out = Console()
-    out.print(f"[bold]{body['country']} in {body['season']}[/bold]", highlight=False)
+    out.print(f"[bold]{body['country']} in {body['season']}[/bold]", highlight=False, soft_wrap=True)
     for number, text in enumerate(body["recommendations"], 1):
         out.print(f" {number}. {text}", highlight=False, markup=False, soft_wrap=True)
     return dict(body)
@@ -48,6 +48,8 @@ async def _ended(http: aiohttp.ClientSession, uid: str, began: float) -> dict[st
             body: dict[str, str] = await response.json()
         if response.status == 200 and body["status"] != "pending":  # noqa: PLR2004 - found
             return body
+        if response.status in range(400, 500):
+            raise TravelrecError(f"{body.get('error')}: {body.get('message')}")
         if time.monotonic() - began > _TOTAL_S:
             raise TravelrecError(f"{uid} is still pending; ask again later: GET /recommendations?uid={uid}")
         if response.status != 200:  # noqa: PLR2004 - found

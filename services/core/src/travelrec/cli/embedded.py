@@ -71,7 +71,7 @@ def _run(main: object) -> None:
 
 async def _serve(settings: Settings, listening: socket.socket) -> None:
     async with _started(settings, listening) as (url, serving):
-        Console(stderr=True).print(f"Serving {url} (API, page; docs at {url}/docs). Ctrl-C ends it.")
+        _say(f"Serving {url} (API, page; docs at {url}/docs). Ctrl-C ends it.")
         await serving
 
 
@@ -81,7 +81,7 @@ async def _demo(settings: Settings, listening: socket.socket, country: str, seas
         await completed(url, country, season, console)
         if once:
             return
-        console.print(f"\nServing {url} (API, page; docs at {url}/docs). Ctrl-C ends it.")
+        _say(f"\nServing {url} (API, page; docs at {url}/docs). Ctrl-C ends it.")
         await serving
 
 
@@ -102,15 +102,23 @@ async def _started(
     async with AsyncExitStack() as stack:
         parts = await stack.enter_async_context(opened_parts(settings))
         edge = create_app(settings, parts)[1]
+        if settings.store_url.startswith("sqlite:"):
+            _say(f"Jobs are kept in {settings.sqlite_path.absolute()}, for this process alone.")
         if settings.offline_model:
-            Console(stderr=True).print(f"[yellow]{_OFFLINE}[/yellow]")
+            _say(f"[yellow]{_OFFLINE}[/yellow]")
             settings = await stack.enter_async_context(_with_offline_model(settings))
         model = await stack.enter_async_context(opened_model(settings))
         await stack.enter_async_context(running_jobs(settings, parts, model))
         serving = await stack.enter_async_context(served_in_process(edge, listening))
         host, port = listening.getsockname()[:2]
-        shown = "localhost" if host in ("127.0.0.1", "0.0.0.0") else host  # noqa: S104 - only shown
+        if host in ("127.0.0.1", "0.0.0.0", "::"):  # noqa: S104 - only shown
+            host = "localhost"
+        shown = f"[{host}]" if ":" in host else host
         yield f"http://{shown}:{port}", serving
+
+
+def _say(text: str) -> None:
+    Console(stderr=True).print(text, soft_wrap=True)
 
 
 @asynccontextmanager

@@ -8,12 +8,13 @@ from travelrec.errors import TravelrecError
 
 
 def free_or_exit(host: str, port: int) -> socket.socket:
-    """A socket that is bound to `host`:`port`; raises `TravelrecError` with the next step if it can't be."""
+    """A socket that listens on `host`:`port`; raises `TravelrecError` with the next step if it can't be."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     bound = socket.socket(family, socket.SOCK_STREAM)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((host, port))
+        bound.listen()  # or another could bind it too, until one of the two listens
     except OSError as error:
         bound.close()
         raise TravelrecError(

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
 
 from travelrec.cli.listening import free_or_exit
 from travelrec.errors import BadSetting
-from travelrec.settings import read_settings
+from travelrec.settings import Settings, read_settings
 from travelrec.telemetry import configure_logging
 
 # ruff: noqa: PLC0415 - the other packages are imported when a command needs them, and may be missing
@@ -27,13 +33,39 @@ def api(
             " or use `travelrec serve`"
         )
     free_or_exit(settings.host, settings.port).close()
+    with _shared_metrics(settings.web_concurrency):
+        try:
+            from travelrec_api.server import serve_with_gunicorn
+        except ModuleNotFoundError as error:
+            raise BadSetting(
+                f"`travelrec api` needs the package travelrec-api ({error.name} is missing)"
+            ) from error
+        asyncio.run(_try_to_open(settings))
+        serve_with_gunicorn(settings)
+
+
+@contextmanager
+def _shared_metrics(processes: int) -> Iterator[None]:
+    """A folder for the metrics of several processes; prometheus_client looks for it when it is imported."""
+    if processes == 1:
+        yield
+        return
+    owner = os.getpid()
+    folder = tempfile.mkdtemp(prefix="travelrec-metrics-")
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
     try:
-        from travelrec_api.server import serve_with_gunicorn
-    except ModuleNotFoundError as error:
-        raise BadSetting(
-            f"`travelrec api` needs the package travelrec-api ({error.name} is missing)"
-        ) from error
-    serve_with_gunicorn(settings)
+        yield
+    finally:
+        if os.getpid() == owner:  # the forked processes leave by here too
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+async def _try_to_open(settings: Settings) -> None:
+    """Raises `BadSetting` here, for one line, rather than in every process that is forked; connects to nobody."""
+    from travelrec.connect import opened_parts
+
+    async with opened_parts(settings):
+        pass
 
 
 def worker(
