@@ -402,18 +402,23 @@ async def accepted_again(client: Client, load: Load, api: Process) -> bool:
 async def test_a_worker_that_is_told_to_end_finishes_what_it_runs(
     client: Client, deployment: Deployment
 ) -> None:
-    """SIGTERM with grace: jobs in flight complete on that worker, new ones on the other, none runs twice."""
-    await client.model(latency_s=1.5)
+    """SIGTERM with grace: jobs in flight complete on that worker, new ones meanwhile on the other, none runs twice."""
+    await client.model(latency_s=7.0)
     worker = deployment.workers[0]
     asked = [await client.accept(place=place) for place in PLACES]
     await client.in_flight(len(PLACES))
+    await client.model(latency_s=0.0)
     worker.terminate()
+    await worker.wait_for_line("worker stopping")
+    later = [await client.accept(place=place, season="spring") for place in PLACES]
+    await client.all_completed(later, timeout_s=10)
+    assert worker.alive, "new jobs waited for the end of the worker that was told to end"
     assert await worker.wait(12) == 0
     (line,) = worker.lines("worker stopping")
     assert '"in_flight": 0' not in line
     await client.all_completed(asked)
-    await client.all_finished_once(asked)
-    assert await client.extra_calls(asked) == 0
+    await client.all_finished_once(asked + later)
+    assert await client.extra_calls(asked + later) == 0
 
 
 async def test_a_worker_without_time_hands_its_jobs_back(client: Client, deployment: Deployment) -> None:
@@ -423,7 +428,7 @@ async def test_a_worker_without_time_hands_its_jobs_back(client: Client, deploym
         await ready(worker)
         await client.model(latency_s=3.0)
         load = Load()
-        accepting = asyncio.create_task(client.accept_many(load, clients=20, total=300, pause_s=0.02))
+        accepting = asyncio.create_task(client.accept_many(load, clients=20, pause_s=0.2))
         gauge = "travelrec_jobs_in_flight"
 
         async def busy() -> bool:
@@ -432,6 +437,7 @@ async def test_a_worker_without_time_hands_its_jobs_back(client: Client, deploym
         await eventually(busy, 20)
         worker.terminate()
         assert await worker.wait(6) == 0
+        load.stopping = True
         await accepting
         await client.model(latency_s=0.0)
         await client.all_completed(load.asked, timeout_s=20)

@@ -45,7 +45,12 @@ async def running_jobs(settings: Settings, parts: Parts, model: Model) -> AsyncI
         deadline_s=settings.job_deadline_s,
     )
     engine = Engine(
-        parts.broker, JOBS_TOPIC, JOBS_GROUP, jobs.handle, concurrency=2 * settings.worker_concurrency
+        parts.broker,
+        JOBS_TOPIC,
+        JOBS_GROUP,
+        jobs.handle,
+        concurrency=2 * settings.worker_concurrency,
+        early=True,
     )
     async with AsyncExitStack() as stack:
         background = await stack.enter_async_context(asyncio.TaskGroup())

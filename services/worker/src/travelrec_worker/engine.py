@@ -23,7 +23,11 @@ _RETRY_S = 1.0
 
 
 class Engine:
-    """Takes messages of `topic` as a member of `group` and runs `handle` on each, `concurrency` at most at a time."""
+    """Takes messages of `topic` as a member of `group` and runs `handle` on each, `concurrency` at most at a time.
+
+    Handlers that acknowledge `early` are waited for after the group was left, so that nobody waits for them; others
+    before that, or what they are about to acknowledge would be delivered again.
+    """
 
     def __init__(
         self,
@@ -33,12 +37,14 @@ class Engine:
         handle: Callable[[Delivery], Awaitable[None]],
         *,
         concurrency: int,
+        early: bool = False,
     ) -> None:
         self._broker = broker
         self._topic = topic
         self._group = group
         self._handle = handle
         self._concurrency = concurrency
+        self._early = early
         self._running: set[asyncio.Task[None]] = set()
         self._stopping = asyncio.Event()
         self._freed = asyncio.Event()
@@ -58,7 +64,7 @@ class Engine:
             self._joining.reschedule(0.0)
 
     async def run(self, grace_s: float) -> None:
-        """Runs until `stop`, then waits `grace_s` for the handlers, cancels the rest and leaves the group."""
+        """Runs until `stop`, then waits `grace_s` for the handlers and cancels the rest; leaves the group."""
         try:
             while not self._stopping.is_set():
                 try:
@@ -85,7 +91,8 @@ class Engine:
                     continue
                 for delivery in await subscription.take(free, _TAKE_S):
                     self._start(delivery)
-            await self._finish(grace_s)
+            if not self._early:
+                await self._finish(grace_s)
 
     async def _join(self, stack: AsyncExitStack) -> Subscription | None:
         """A member of the group until `stack` is left; None if `stop` was called while the broker was away."""
