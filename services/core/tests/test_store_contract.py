@@ -13,6 +13,7 @@ from travelrec.adapters.sqlite import SqliteStore
 from travelrec.errors import StoreUnavailable
 from travelrec.job import (
     IDEMPOTENCY_S,
+    Bid,
     Completed,
     Failed,
     HandedBack,
@@ -336,6 +337,32 @@ async def test_purge_deletes_ended_jobs_after_their_time(store: Store) -> None:
     assert await store.accept([fresh], NOW + 1) == [fresh]
 
 
+async def test_lead_goes_to_one(store: Store) -> None:
+    """Of racing bids for a key one leads, and everybody is told the same one."""
+    bids = [Bid("k", new_uid()) for _ in range(20)]
+    led = await asyncio.gather(*(store.lead([bid], NOW) for bid in bids))
+    assert len({one for (one,) in led}) == 1
+    assert await store.leaders(["k", "other"]) == {"k": led[0][0]}
+
+
+async def test_lead_is_taken_over_only_from_the_one_that_was_seen(store: Store) -> None:
+    """A bid instead of a leader that has failed wins once; a late one finds the new leader."""
+    assert await store.lead([Bid("k", "a"), Bid("l", "x")], NOW) == ["a", "x"]
+    assert await store.lead([Bid("k", "b", instead_of="z")], NOW) == ["a"]
+    led = await asyncio.gather(*(store.lead([Bid("k", n, instead_of="a")], NOW) for n in "bcdef"))
+    assert len({one for (one,) in led}) == 1
+    assert await store.lead([Bid("k", "g", instead_of="a"), Bid("l", "x")], NOW) == [led[0][0], "x"]
+    assert await store.lead([Bid("new", "g", instead_of="gone")], NOW) == ["g"]
+
+
+async def test_leads_are_purged_with_age(store: Store) -> None:
+    """A lead lives as long as an ended job."""
+    await store.lead([Bid("old", "a")], NOW)
+    await store.lead([Bid("young", "b")], NOW + 10)
+    await store.purge(NOW + RETENTION_S, 10)
+    assert await store.leaders(["old", "young"]) == {"young": "b"}
+
+
 async def test_ping_answers(store: Store) -> None:
     """A store that is there says so."""
     await store.ping()
@@ -385,6 +412,8 @@ async def test_mongo_away_is_said_in_time(driver: str) -> None:
             store.published(["a"], NOW),
             store.take_due(NOW, NOW, 1),
             store.purge(NOW, 1),
+            store.lead([Bid("k", "a")], NOW),
+            store.leaders(["k"]),
             store.ping(),
         )
         for call in calls:

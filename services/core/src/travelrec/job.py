@@ -120,6 +120,15 @@ class Settlement:
     outcome: Outcome
 
 
+@dataclass(frozen=True, slots=True)
+class Bid:
+    """Job `uid` wants to make the one model call for `key`, where nobody does or only `instead_of` did."""
+
+    key: str
+    uid: str
+    instead_of: str | None = None
+
+
 def new_uid() -> str:
     """A UUIDv7 as 32 lowercase hex digits: unique without asking anybody, and in order of time."""
     return uuid_utils.uuid7().hex
@@ -138,6 +147,19 @@ def claimable(job: Job, now: float) -> bool:
 def claimed(job: Job, token: str, until: float) -> Job:
     """`job` under a new lease; the caller has checked that it is claimable."""
     return replace(job, phase=Phase.RUNNING, token=token, due_at=until, claims=job.claims + 1)
+
+
+def answers(leader: Job, asked_at: float, now: float, fresh_s: float) -> bool:
+    """Whether the result of `leader` may serve a job of the same key that was accepted at `asked_at`.
+
+    It may when it is younger than `fresh_s`, or came after the other job was accepted: at the same time, that is.
+    """
+    return leader.status is Status.COMPLETED and (leader.ended_at or 0.0) >= min(now - fresh_s, asked_at)
+
+
+def at_work(leader: Job, now: float) -> bool:
+    """Whether a result of `leader` can be expected soon: it runs, or backs off."""
+    return not leader.ended and leader.phase in (Phase.RUNNING, Phase.WAITING) and leader.due_at > now
 
 
 def published(job: Job, due_at: float) -> Job:

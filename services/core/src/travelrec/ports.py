@@ -12,7 +12,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-from travelrec.job import Job, Json, Settlement
+from travelrec.job import Bid, Job, Json, Settlement
 from travelrec.wire import Message, Signal
 
 
@@ -64,8 +64,19 @@ class Store(Protocol):
         """
         ...
 
+    async def lead(self, bids: Sequence[Bid], now: float) -> list[str]:
+        """For each bid the uid of the job that then leads its key, in the same order; one leads, whoever races.
+
+        The bidder leads where nobody did, or where the one that did was `instead_of`.
+        """
+        ...
+
+    async def leaders(self, keys: Sequence[str]) -> dict[str, str]:
+        """The uids of the jobs that lead those of `keys` that are led."""
+        ...
+
     async def purge(self, now: float, limit: int) -> int:
-        """Deletes up to `limit` ended jobs whose time has passed; answers how many."""
+        """Deletes up to `limit` ended jobs whose time has passed, and leads as old; answers how many jobs."""
         ...
 
     async def ping(self) -> None:

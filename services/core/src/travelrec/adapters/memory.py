@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
 from travelrec import job as moves
-from travelrec.job import IDEMPOTENCY_S, Job, Phase, Settlement, Status
+from travelrec.job import IDEMPOTENCY_S, Bid, Job, Phase, Settlement, Status
 from travelrec.wire import Message, Signal
 
 
@@ -23,6 +23,7 @@ class MemoryStore:
         self.jobs: dict[str, Job] = {}
         self._keys: dict[str, str] = {}
         self._settled: dict[str, str] = {}
+        self._leads: dict[str, tuple[str, float]] = {}
         self._retention_s = retention_s
 
     async def accept(self, jobs: Sequence[Job], now: float) -> list[Job]:
@@ -95,12 +96,25 @@ class MemoryStore:
         self.jobs.update((job.uid, job) for job in taken)
         return taken
 
+    async def lead(self, bids: Sequence[Bid], now: float) -> list[str]:
+        """See `ports.Store`."""
+        for bid in bids:
+            if self._leads.get(bid.key, (bid.instead_of, 0.0))[0] == bid.instead_of:
+                self._leads[bid.key] = (bid.uid, now)
+        return [self._leads[bid.key][0] for bid in bids]
+
+    async def leaders(self, keys: Sequence[str]) -> dict[str, str]:
+        """See `ports.Store`."""
+        return {key: self._leads[key][0] for key in keys if key in self._leads}
+
     async def purge(self, now: float, limit: int) -> int:
         """See `ports.Store`."""
         old = (
             uid for uid, job in self.jobs.items() if job.status is not Status.PENDING and job.due_at <= now
         )
         uids = list(itertools.islice(old, limit))
+        for key in [key for key, (_, at) in self._leads.items() if at <= now - self._retention_s][:limit]:
+            del self._leads[key]
         for uid in uids:
             job = self.jobs.pop(uid)
             self._settled.pop(uid, None)

@@ -18,6 +18,7 @@ from travelrec.adapters.records import Record, from_record, to_record, try_to_re
 from travelrec.errors import BadSetting, StoreUnavailable
 from travelrec.job import (
     IDEMPOTENCY_S,
+    Bid,
     Completed,
     Failed,
     HandedBack,
@@ -60,8 +61,9 @@ def client(url: str, driver: str, timeout_s: float) -> Any:
 class MongoStore:
     """See `ports.Store`; made by `opened`."""
 
-    def __init__(self, collection: Any, retention_s: float) -> None:
-        self._jobs = collection
+    def __init__(self, jobs: Any, leads: Any, retention_s: float) -> None:
+        self._jobs = jobs
+        self._leads = leads
         self._retention_s = retention_s
         self._indexed = False
 
@@ -75,7 +77,8 @@ class MongoStore:
         try:
             concern = WriteConcern(w="majority", j=True)
             database = made.get_default_database("travelrec")
-            yield cls(database.get_collection("jobs", write_concern=concern), retention_s)
+            jobs, leads = (database.get_collection(name, write_concern=concern) for name in ("jobs", "leads"))
+            yield cls(jobs, leads, retention_s)
         finally:
             closing = made.close()
             if closing is not None:
@@ -98,10 +101,7 @@ class MongoStore:
                     [InsertOne({"_id": job.uid, **to_record(job)}) for job in jobs], ordered=False
                 )
         except BulkWriteError as error:
-            errors = (error.details or {}).get("writeErrors", [])
-            if not errors or any(e.get("code") != _DUPLICATE_KEY for e in errors):
-                raise StoreUnavailable(f"MongoDB refused a write: {error}") from error
-            return [int(e["index"]) for e in errors]
+            return _only_duplicates(error)
         return []
 
     async def _standing(self, job: Job, now: float) -> Job:
@@ -248,10 +248,34 @@ class MongoStore:
             key=lambda job: place[job.uid],
         )
 
+    async def lead(self, bids: Sequence[Bid], now: float) -> list[str]:
+        """See `ports.Store`."""
+        mine = {bid.key: {"uid": bid.uid, "at": now} for bid in bids}
+        updates = [
+            UpdateOne({"_id": bid.key, "uid": bid.instead_of}, {"$set": mine[bid.key]})
+            for bid in bids
+            if bid.instead_of is not None
+        ]
+        updates += [UpdateOne({"_id": key}, {"$setOnInsert": one}, upsert=True) for key, one in mine.items()]
+        try:
+            with _translated():
+                await self._leads.bulk_write(updates, ordered=False)
+        except BulkWriteError as error:  # two upserts of one key raced: the other stands
+            _only_duplicates(error)
+        led = await self.leaders([bid.key for bid in bids])
+        return [led.get(bid.key, bid.uid) for bid in bids]
+
+    async def leaders(self, keys: Sequence[str]) -> dict[str, str]:
+        """See `ports.Store`."""
+        with _translated():
+            found = await self._leads.find({"_id": {"$in": list(keys)}}).to_list(None)
+        return {record["_id"]: record["uid"] for record in found}
+
     async def purge(self, now: float, limit: int) -> int:
         """See `ports.Store`."""
         old = {"status": {"$ne": Status.PENDING.value}, "due_at": {"$lte": now}}
         with _translated():
+            await self._leads.delete_many({"at": {"$lte": now - self._retention_s}})
             found = await self._jobs.find(old, {"_id": 1}).limit(limit).to_list(None)
             if not found:
                 return 0
@@ -273,7 +297,16 @@ class MongoStore:
         with _translated():
             await self._jobs.create_index([("status", ASCENDING), ("due_at", ASCENDING)])
             await self._jobs.create_index("idempotency_key", unique=True, sparse=True)
+            await self._leads.create_index("at")
         self._indexed = True
+
+
+def _only_duplicates(error: BulkWriteError) -> list[int]:
+    """The places of the writes that a unique key refused; any other refusal is `StoreUnavailable`."""
+    errors = (error.details or {}).get("writeErrors", [])
+    if not errors or any(e.get("code") != _DUPLICATE_KEY for e in errors):
+        raise StoreUnavailable(f"MongoDB refused a write: {error}") from error
+    return [int(e["index"]) for e in errors]
 
 
 def _job(record: Mapping[str, Any]) -> Job:

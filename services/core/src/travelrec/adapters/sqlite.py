@@ -21,7 +21,7 @@ from typing import TypeVar
 from travelrec import job as moves
 from travelrec.adapters.records import from_record, to_record
 from travelrec.errors import StoreUnavailable
-from travelrec.job import IDEMPOTENCY_S, Job, Phase, Settlement
+from travelrec.job import IDEMPOTENCY_S, Bid, Job, Phase, Settlement
 
 Answer = TypeVar("Answer")
 
@@ -37,6 +37,7 @@ _MIGRATIONS = (
     ) WITHOUT ROWID;
     CREATE INDEX jobs_by_due ON jobs (status = 'pending', due_at);
     """,
+    "CREATE TABLE leads (key TEXT PRIMARY KEY, uid TEXT NOT NULL, at REAL NOT NULL) WITHOUT ROWID",
 )
 
 
@@ -165,12 +166,34 @@ class SqliteStore:
 
         return await self._write(work)
 
+    async def lead(self, bids: Sequence[Bid], now: float) -> list[str]:
+        """See `ports.Store`."""
+
+        def work() -> list[str]:
+            self._db.executemany(
+                "INSERT INTO leads (key, uid, at) VALUES (?1, ?2, ?3)"
+                " ON CONFLICT (key) DO UPDATE SET uid = ?2, at = ?3 WHERE uid = ?4",
+                [(bid.key, bid.uid, now, bid.instead_of) for bid in bids],
+            )
+            return [self._leader(bid.key) or bid.uid for bid in bids]
+
+        return await self._write(work)
+
+    async def leaders(self, keys: Sequence[str]) -> dict[str, str]:
+        """See `ports.Store`."""
+        return await self._run(lambda: {key: uid for key in keys if (uid := self._leader(key))})
+
+    def _leader(self, key: str) -> str | None:
+        row = self._db.execute("SELECT uid FROM leads WHERE key = ?", (key,)).fetchone()
+        return str(row[0]) if row else None
+
     async def purge(self, now: float, limit: int) -> int:
         """See `ports.Store`."""
 
         def work() -> int:
             uids = self._ids(pending=False, now=now, limit=limit)
             self._db.executemany("DELETE FROM jobs WHERE uid = ?", [(uid,) for uid in uids])
+            self._db.execute("DELETE FROM leads WHERE at <= ?", (now - self._retention_s,))
             return len(uids)
 
         return await self._write(work)
