@@ -19,6 +19,7 @@ from travelrec.adapters.memory import MemoryBroker, MemorySignals, MemoryStore
 from travelrec.connect import Parts
 from travelrec.errors import BrokerUnavailable, SignalUnavailable
 from travelrec.wire import JOBS_TOPIC
+from travelrec_api import app
 from travelrec_api.edge import MAX_BODY_BYTES
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -505,3 +506,18 @@ async def test_without_the_broker_requests_are_accepted():
         uid = await api.ask()
         assert (await api.get(f"/recommendations?uid={uid}")).json["status"] == "pending"
         assert not api.parts.store.jobs[uid].ended
+
+
+async def test_an_api_ends_in_its_time_although_its_messages_go_nowhere(monkeypatch):
+    """What is not published then is left to the sweeper, instead of holding the process until it is killed."""
+
+    class Hung(MemoryBroker):
+        async def publish(self, topic, messages):
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(app, "_DRAIN_S", 0.1)
+    store = MemoryStore()
+    async with asyncio.timeout(10):
+        async with running_api(parts=Parts(store, Hung(), MemorySignals())) as api:
+            uid = await api.ask()
+    assert not store.jobs[uid].ended

@@ -28,6 +28,7 @@ from travelrec_api.waiting import Waiters
 
 log = structlog.get_logger(__name__)
 
+_DRAIN_S = 5.0  # with a broker away there may be more on the way than could ever be waited for
 _DESCRIPTION = (
     "Three things to do in a country in a season, from a model behind an API that answers at once: "
     "`POST /recommendations` gives a uid, `GET /recommendations?uid=…` the result."
@@ -42,7 +43,7 @@ def create_app(settings: Settings, parts: Parts | None = None) -> tuple[FastAPI,
         async with AsyncExitStack() as stack:
             opened = parts if parts is not None else await stack.enter_async_context(opened_parts(settings))
             app.state.parts = state = _state(opened)
-            stack.push_async_callback(state.accepter.drain)
+            stack.push_async_callback(_drained, state.accepter)
             background = await stack.enter_async_context(asyncio.TaskGroup())
             await stack.enter_async_context(opened.signals.listen(state.waiters.hear))
             helpers = [
@@ -82,6 +83,14 @@ def create_app(settings: Settings, parts: Parts | None = None) -> tuple[FastAPI,
     app.add_exception_handler(Unavailable, problems.on_unavailable)
     app.add_exception_handler(Exception, problems.on_defect)
     return app, Edge(app, stop, hot={("POST", "/recommendations"): _directly(app, recommendations.accept)})
+
+
+async def _drained(accepter: Accepter) -> None:
+    try:
+        async with asyncio.timeout(_DRAIN_S):
+            await accepter.drain()
+    except TimeoutError:
+        log.warning("messages are left to the sweeper")
 
 
 def _directly(app: FastAPI, endpoint: Callable[[Request], Awaitable[Response]]) -> ASGIApp:
