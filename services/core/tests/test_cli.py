@@ -79,9 +79,9 @@ async def serving(new_process, folder, *arguments, **env):
         yield process, http
 
 
-async def asked(http):
+async def asked(http, country="CA"):
     """The uid of an accepted request."""
-    async with http.post("/recommendations?country=Canada&season=winter") as response:
+    async with http.post(f"/recommendations?country={country}&season=winter") as response:
         assert response.status == 202
         return (await response.json())["uid"]
 
@@ -444,7 +444,9 @@ async def test_jobs_of_a_killed_serve_complete_after_the_next_start(new_process,
         async with aiohttp.ClientSession() as control:
             await control.post(f"{base}/control", data=json.dumps({"faults": {"hang": 1.0}}))
             async with serving(new_process, tmp_path / "data", **env) as (process, http):
-                uids = [await asked(http) for _ in range(10)]
+                uids = [
+                    await asked(http, country) for country in ("AT", "BR", "CA", "DE", "ES", "FR", "GR", "IT")
+                ]
 
                 async def running():
                     async with control.get(f"{base}/stats") as response:

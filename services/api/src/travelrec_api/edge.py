@@ -77,7 +77,8 @@ class Edge:
             body += message.get("body", b"")
             more = message.get("more_body", False)
             if len(body) > MAX_BODY_BYTES:
-                await problem(413, {"Connection": "close"})(scope, receive, send)
+                # the connection stays, and the rest is read and dropped: a reset would hide this answer
+                await problem(413)(scope, receive, send)
                 return
         whole: Message | None = {"type": "http.request", "body": body, "more_body": False}
 
