@@ -28,6 +28,10 @@ NOT_CLAIMED = Counter(
 FINISHED = Counter("travelrec_jobs_finished_total", "Jobs that ended, by outcome.", ["kind", "outcome"])
 RETRIED = Counter("travelrec_jobs_retried_total", "Attempts that will be tried again, by reason.", ["reason"])
 LOST_LEASES = Counter("travelrec_leases_lost_total", "Runs whose result no longer counted.")
+FOLLOWERS = Counter("travelrec_jobs_followed_total", "Jobs that took the outcome of another's run.")
+CACHE_HITS = Counter(
+    "travelrec_cache_hits_total", "Jobs that took an earlier answer, by where it was found.", ["at"]
+)
 IN_FLIGHT = Gauge("travelrec_jobs_in_flight", "Jobs being run by this worker.", multiprocess_mode="livesum")
 WAIT_SECONDS = Histogram(
     "travelrec_job_wait_seconds", "From acceptance to claim.", ["kind"], buckets=_SECONDS

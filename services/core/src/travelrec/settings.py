@@ -80,6 +80,13 @@ class Settings(BaseSettings):
         60.0, gt=0, le=3600, validation_alias="MODEL_TIMEOUT", description="seconds for one model call"
     )
 
+    recommendation_cache_ttl_s: float = Field(
+        3600.0,
+        ge=0,
+        validation_alias="RECOMMENDATION_CACHE_TTL",
+        description="seconds an answer serves later requests for the same country and season; 0: never",
+    )
+
     host: str = Field("127.0.0.1", validation_alias="HOST", description="the address the API listens on")
     port: int = Field(
         3000, ge=0, le=65535, validation_alias="PORT", description="the port the API listens on"

@@ -12,7 +12,7 @@ import structlog
 from travelrec.connect import Parts, opened_model, opened_parts
 from travelrec.errors import BadSetting
 from travelrec.health import Probes
-from travelrec.kinds import KINDS
+from travelrec.kinds import kinds
 from travelrec.ports import Model
 from travelrec.retry import RetryPolicy
 from travelrec.settings import Settings
@@ -37,7 +37,7 @@ async def running_jobs(settings: Settings, parts: Parts, model: Model) -> AsyncI
         parts.broker,
         parts.signals,
         model,
-        KINDS,
+        kinds(settings),
         leases,
         concurrency=settings.worker_concurrency,
         retry=RetryPolicy(max_attempts=settings.max_attempts),

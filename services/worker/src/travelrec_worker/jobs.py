@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 
@@ -34,7 +34,7 @@ from travelrec.job import (
     new_uid,
     settled,
 )
-from travelrec.kinds import Run
+from travelrec.kinds import Kind
 from travelrec.ports import Broker, Delivery, Model, Signals, Store
 from travelrec.retry import RetryPolicy
 from travelrec.wire import (
@@ -45,6 +45,7 @@ from travelrec.wire import (
     decode_job,
     encode_dead_letter,
 )
+from travelrec_worker.coalescing import Coalescer
 from travelrec_worker.leases import Leases
 
 log = structlog.get_logger(__name__)
@@ -52,6 +53,7 @@ log = structlog.get_logger(__name__)
 _STORE_RETRY_S = 0.25
 _LATE_CLAIM_S = 5.0  # how long a worker that ends waits for a claim, to hand the job back
 _AHEAD = 2  # half as many jobs again are claimed before a call is free for them
+_UNKNOWN_KIND_S = 30.0  # a newer release may be about to take over
 _CLAIMS_PER_ATTEMPT = 4  # a job that keeps killing its worker is given up
 
 
@@ -68,7 +70,7 @@ class Jobs:
         broker: Broker,
         signals: Signals,
         model: Model,
-        kinds: Mapping[str, Run],
+        kinds: Mapping[str, Kind],
         leases: Leases,
         *,
         concurrency: int,
@@ -85,6 +87,7 @@ class Jobs:
         self._retry = retry
         self._model_timeout_s = model_timeout_s
         self._deadline_s = deadline_s
+        self._coalescer = Coalescer(store)
         self._calling = asyncio.Semaphore(concurrency)
         self._ahead = asyncio.Semaphore(concurrency + -(-concurrency // _AHEAD))
         self._claims: Batcher[str, Job | None] = Batcher(self._claim_all, grow=16)
@@ -98,21 +101,24 @@ class Jobs:
         except Undecodable as error:
             await self._reject(delivery, str(error))
             return
-        with ExitStack() as held:
-            async with self._ahead:
-                job = await self._claim(uid)
-                delivery.acknowledge()  # from here on the lease protects the job
-                if job is None:
-                    metrics.NOT_CLAIMED.inc()
-                    return
-                held.enter_context(self._leases.held(job))
-                outcome = await self._outcome(job)
+        await self._ahead.acquire()
+        with ExitStack() as held, ExitStack() as place:
+            place.callback(self._ahead.release)
+            job = await self._claim(uid)
+            delivery.acknowledge()  # from here on the lease protects the job
+            if job is None:
+                metrics.NOT_CLAIMED.inc()
+                return
+            held.enter_context(self._leases.held(job))
+            outcome = await self._outcome(job, place.close)
+            place.close()
             if outcome is not None:
                 self._leases.decided(job)
                 await self._settle(job, outcome)
 
     def hear(self, signals: Sequence[Signal]) -> None:
-        """Stops the runs of jobs that their callers have cancelled."""
+        """Stops the runs of jobs that their callers have cancelled, and wakes those that follow an ended one."""
+        self._coalescer.hear(signals)
         for signal in signals:
             if signal.status is Status.CANCELLED:
                 self._leases.abandon(signal.uid)
@@ -122,23 +128,35 @@ class Jobs:
         await self._settlements.drain()
         await self._announcements.drain()
 
-    async def _outcome(self, job: Job) -> Outcome | None:
-        """Runs `job` when a call is free; None when it was cancelled or lost: nothing is left to write."""
+    async def _outcome(self, job: Job, following: Callable[[], None]) -> Outcome | None:
+        """Runs or follows; None when the job was cancelled or lost: nothing is left to write."""
         metrics.CLAIMED.labels(job.kind).inc()
         metrics.WAIT_SECONDS.labels(job.kind).observe(max(0.0, time.time() - job.created_at))
+        settled_already = self._without_run(job)
+        if settled_already is not None:
+            return settled_already
+        kind = self._kinds[job.kind]
         try:
-            async with self._calling:
-                with metrics.IN_FLIGHT.track_inprogress():
-                    return await self._run(job)
+            return await self._coalescer.outcome(
+                job, kind.key(job.params), kind.fresh_s, lambda: self._run_in_turn(job), following
+            )
         except asyncio.CancelledError:
             if self._leases.abandoned():
                 return None
             await self._hand_back(job)
             raise
 
-    async def _run(self, job: Job) -> Outcome:
-        """What running `job` came to; decides, and writes nothing."""
+    async def _run_in_turn(self, job: Job) -> Outcome:
+        async with self._calling:
+            with metrics.IN_FLIGHT.track_inprogress():
+                return await self._run(job)
+
+    def _without_run(self, job: Job) -> Outcome | None:
+        """The outcome of a job that is not to be run (again) here."""
         now = time.time()
+        if job.kind not in self._kinds:
+            log.warning("unknown kind", uid=job.uid, kind=job.kind)
+            return Retry(now + _UNKNOWN_KIND_S)
         if job.claims > self._retry.max_attempts * _CLAIMS_PER_ATTEMPT:
             return Failed(
                 Try(now, "Worker lost", "Every worker that ran this request was lost. Please report it.")
@@ -147,10 +165,14 @@ class Jobs:
             return Failed(
                 Try(now, "Deadline passed", "No answer could be had in time. Please try again later.")
             )
+        return None
+
+    async def _run(self, job: Job) -> Outcome:
+        """What running `job` came to; decides, and writes nothing."""
         began = time.monotonic()
         try:
             async with asyncio.timeout(self._model_timeout_s * 1.1):
-                result = await self._kinds[job.kind](job.params, self._model, self._model_timeout_s)
+                result = await self._kinds[job.kind].run(job.params, self._model, self._model_timeout_s)
         except NotTheJobsFault as error:
             log.warning("provider trouble", uid=job.uid, error=error.title, message=str(error))
             self._called(began, error.title)
