@@ -39,6 +39,7 @@ def running() -> Iterator[Deployment]:
             WEB_CONCURRENCY="2",
             JOB_LEASE=str(LEASE_S),
             JOB_MAX_ATTEMPTS="25",
+            RECOMMENDATION_CACHE_TTL="0",
             NEIGHBOUR_TIMEOUT="3",
             SHUTDOWN_GRACE="10",
         )
@@ -272,18 +273,21 @@ async def test_a_replica_tells_of_the_end_of_what_another_accepted(
 
 async def test_a_killed_worker_loses_nothing(client: Client, deployment: Deployment) -> None:
     """With a worker SIGKILLed under load every job completes; only what it ran is run again."""
-    await client.model(latency_s=0.2)
+    await client.model(latency_s=1.0)
     load = Load()
-    accepting = asyncio.create_task(client.accept_many(load, clients=50, total=1000))
+    accepting = asyncio.create_task(client.accept_many(load, clients=50, total=1000, pause_s=0.05))
+    worker = deployment.workers[0]
     await eventually(lambda: len(load.asked) > 300)
-    deployment.workers[0].kill()
+    await eventually(lambda: client.metric(worker, "travelrec_jobs_in_flight"), 20, "it to run jobs")
+    worker.kill()
     await accepting
     assert (len(load.asked), load.refused, load.lost) == (1000, [], 0)
     await client.all_completed(load.asked)
     await client.all_finished_once(load.asked, claims=2)
     again = [record for record in await client.records(load.asked) if record["claims"] == 2]
     print(f"claimed again: {len(again)}; calls more than jobs: {await client.extra_calls(load.asked)}")
-    assert await client.extra_calls(load.asked) <= len(again) <= 200
+    assert 0 < len(again) <= 300
+    assert await client.extra_calls(load.asked) <= len(again)
 
 
 async def test_a_killed_api_forgets_no_uid_it_answered(client: Client, deployment: Deployment) -> None:
@@ -316,7 +320,8 @@ async def test_requests_are_accepted_while_the_broker_is_away(client: Client, de
     running = [await client.accept(place=place) for place in PLACES[:4]]
     await client.in_flight(4)
     load = Load()
-    accepting = asyncio.create_task(client.accept_many(load, clients=20, pause_s=0.1))
+    pause_s = OUTAGE_S / 60  # as many requests in a long outage as in a short one
+    accepting = asyncio.create_task(client.accept_many(load, clients=20, pause_s=pause_s))
     await eventually(lambda: len(load.asked) > 50)
     await asyncio.to_thread(deployment.kafka.kill)
     began, before = time.monotonic(), len(load.asked)

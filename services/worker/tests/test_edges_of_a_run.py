@@ -4,19 +4,22 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 
 from support import eventually
 from travelrec.adapters.memory import MemoryBroker, MemorySignals, MemoryStore
 from travelrec.connect import Parts
-from travelrec.errors import StoreUnavailable
+from travelrec.errors import BadKey, ModelError, StoreUnavailable
 from travelrec.job import Job, Phase, Settlement, Status, new_uid
 from travelrec.kinds.recommendation import NAME
 from travelrec.kinds.recommendation.examples import PARAMS, RECOMMENDATIONS
 from travelrec.ports import Answer, Question, Subscription
+from travelrec.retry import RetryPolicy
 from travelrec.settings import Settings
 from travelrec.wire import JOBS_TOPIC, Signal, encode_job
+from travelrec_worker import app, sweeper
 from travelrec_worker.app import running_jobs
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(30)]
@@ -63,10 +66,13 @@ class Model:
     def __init__(self) -> None:
         self.may_answer = asyncio.Event()
         self.asked = 0
+        self.error: ModelError | None = None
 
     async def ask(self, question: Question, timeout_s: float) -> Answer:
         self.asked += 1
         await self.may_answer.wait()
+        if self.error is not None:
+            raise self.error
         quoted = ", ".join(f'"{one}"' for one in RECOMMENDATIONS)
         return Answer(f'{{"recommendations": [{quoted}]}}', "test", 1, 1)
 
@@ -98,12 +104,13 @@ class Bench:
         )
 
     @asynccontextmanager
-    async def working(self, grace_s: float = 0.0) -> AsyncIterator[None]:
+    async def working(self, grace_s: float = 0.0, max_attempts: int = 5) -> AsyncIterator[None]:
         settings = Settings(
             broker_url="kafka://unused",
             store_url="memory://",
             lease_s=LEASE_S,
             grace_s=grace_s,
+            max_attempts=max_attempts,
             _env_file=None,
         )
         parts = Parts(self.store, self.broker, self.signals)
@@ -178,3 +185,18 @@ async def test_a_worker_ends_although_the_broker_is_away() -> None:
     bench.broker = broker = BrokerAway()
     async with asyncio.timeout(5), bench.working():
         await broker.joining.wait()
+
+
+@pytest.mark.xfail(
+    strict=True, reason="every claim counts, also one whose run ended in order and cost no attempt"
+)
+async def test_a_long_trouble_of_the_provider_fails_no_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often the provider rejects the key, the job waits for it."""
+    monkeypatch.setattr(app, "RetryPolicy", partial(RetryPolicy, cap_s=0.0))
+    monkeypatch.setattr(sweeper, "_EVERY_S", 0.01)
+    bench = Bench()
+    bench.model.error = BadKey("The key is wrong.")
+    bench.model.may_answer.set()
+    async with bench.working(max_attempts=1):
+        await eventually(lambda: bench.model.asked > 8 or bench.standing.ended, 10)
+        assert bench.standing.status is Status.PENDING, bench.standing.message
