@@ -17,9 +17,9 @@ from pathlib import Path
 from statistics import median
 
 import psutil
-from support import Kafka, Mongo, Process, free_port
 
 from bench.report import Row, table
+from support import Kafka, Mongo, Process, free_port
 
 _SCRIPT = """
 local places = {"Canada","Japan","Kenya","Peru","Norway","India","Chile","Spain","Fiji","Ghana"}
@@ -58,9 +58,7 @@ def _load(port: int, seconds: int, connections: int, script: Path, server: psuti
     found = re.search(r"RESULT (\d+) (\d+) (\d+) (\d+) (\d+)", out)
     assert found, out
     requests, duration_us, p50, p99, errors = map(int, found.groups())
-    return Round(
-        requests / duration_us * 1e6, p50 / 1000, p99 / 1000, cpu / max(1, requests) * 1e6, errors
-    )
+    return Round(requests / duration_us * 1e6, p50 / 1000, p99 / 1000, cpu / max(1, requests) * 1e6, errors)
 
 
 def _worker_of(process: Process) -> psutil.Process:

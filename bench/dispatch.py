@@ -13,9 +13,9 @@ from statistics import median, quantiles
 
 import aiohttp
 from aiohttp import web
-from support import Kafka, Mongo, Process, free_port
 
 from bench.report import Row, table
+from support import Kafka, Mongo, Process, free_port
 
 _ANSWER = {
     "id": "x",

@@ -15,9 +15,9 @@ from contextlib import AsyncExitStack
 import aiohttp
 import psutil
 import uvloop
-from support import Kafka, Mongo, Process, free_port
 
 from bench.report import Row, table
+from support import Kafka, Mongo, Process, free_port
 from travelrec.adapters.kafka import KafkaBroker
 from travelrec.adapters.mongo import MongoStore
 from travelrec.adapters.openai import OpenAIModel
@@ -107,7 +107,10 @@ async def _bare(count: int, concurrency: int, model_url: str) -> tuple[float, fl
 def run(count: int = 2000, latency_s: float = 0.5, concurrency: int = 200, rounds: int = 2) -> str:
     """The table."""
     ideal = count * latency_s / concurrency
-    results: dict[str, list[tuple[float, float, float]]] = {"bare asyncio loop over aiohttp": [], "travelrec worker": []}
+    results: dict[str, list[tuple[float, float, float]]] = {
+        "bare asyncio loop over aiohttp": [],
+        "travelrec worker": [],
+    }
     with Kafka(jvm=("-Xmx1g",)) as kafka, Mongo() as mongo:
         model_port = free_port()
         command = ["fake-openai", "--port", str(model_port), "--latency", str(latency_s)]

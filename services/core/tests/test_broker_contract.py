@@ -7,8 +7,8 @@ from contextlib import AsyncExitStack
 
 import pytest
 import pytest_asyncio
-from support import eventually
 
+from support import eventually
 from travelrec.adapters.memory import MemoryBroker, MemorySignals
 from travelrec.errors import BrokerUnavailable, SignalUnavailable
 from travelrec.job import Status, new_uid
@@ -196,7 +196,6 @@ async def test_signals_stop_when_left(signals: Signals) -> None:
 async def test_kafka_away_is_said_in_time() -> None:
     """A server that does not answer is `BrokerUnavailable`, within the adapter's own time-out."""
     from support import free_port
-
     from travelrec.adapters.kafka import KafkaBroker, KafkaSignals
 
     async with KafkaBroker.opened(f"127.0.0.1:{free_port()}", timeout_s=0.5) as broker:

@@ -397,7 +397,6 @@ async def test_sqlite_says_what_is_wrong_with_the_path(tmp_path: Path) -> None:
 async def test_mongo_away_is_said_in_time(driver: str) -> None:
     """A server that does not answer is `StoreUnavailable`, for every method, without the password."""
     from support import free_port
-
     from travelrec.adapters.mongo import MongoStore
 
     url = f"mongodb://user:s3cret@127.0.0.1:{free_port()}/db"
