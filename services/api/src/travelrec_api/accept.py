@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import structlog
 
 from travelrec import metrics
 from travelrec.batching import Batcher
 from travelrec.errors import BrokerUnavailable, StoreUnavailable
-from travelrec.job import Job, new_uid
+from travelrec.job import Completed, Job, new_uid, settled
+from travelrec.kinds import Kind
 from travelrec.ports import Broker, Store
 from travelrec.wire import JOBS_TOPIC, QUEUED_S, encode_job
+from travelrec_api.answers import Answers
 
 log = structlog.get_logger(__name__)
 
@@ -28,9 +30,12 @@ _WITHDRAWN = "Withdrawn: its caller was told that nothing was accepted."
 class Accepter:
     """Takes jobs on; concurrent ones share their writes and their publishes."""
 
-    def __init__(self, store: Store, broker: Broker) -> None:
+    def __init__(self, store: Store, broker: Broker, kinds: Mapping[str, Kind], retention_s: float) -> None:
         self._store = store
         self._broker = broker
+        self._kinds = kinds
+        self._retention_s = retention_s
+        self._answers = Answers(store)
         self._unsure: dict[str, int] = {}  # uid → how often it is still looked for
         self._accepts: Batcher[Job, Job] = Batcher(self._accept_all, max_items=500, grow=16)
         self._publishes: Batcher[Job, None] = Batcher(
@@ -40,7 +45,12 @@ class Accepter:
     async def accept(
         self, kind: str, params: dict[str, str], headers: dict[str, str], idempotency_key: str | None = None
     ) -> tuple[Job, bool]:
-        """The durable job, and whether an earlier request with the same key had made it. Raises `StoreUnavailable`."""
+        """The durable job, and whether an earlier request with the same key had made it. Raises `StoreUnavailable`.
+
+        Where a fresh answer of the same kind and parameters is known, the job is born completed.
+        """
+        known = self._kinds[kind]
+        result = await self._answers.fresh(known.key(params), known.fresh_s)
         now = time.time()
         job = Job(
             uid=new_uid(),
@@ -51,11 +61,16 @@ class Accepter:
             idempotency_key=idempotency_key,
             headers=headers,
         )
+        if result is not None:
+            job = settled(job, Completed(result), now, self._retention_s)
         standing = await self._accepts.submit(job)
         if standing.uid != job.uid:
             return standing, True
         metrics.ACCEPTED.labels(kind).inc()
-        if self._publishes.waiting < _MAX_UNPUBLISHED:
+        if job.ended:
+            metrics.CACHE_HITS.labels("accept").inc()
+            metrics.FINISHED.labels(kind, job.status.value).inc()
+        elif self._publishes.waiting < _MAX_UNPUBLISHED:
             self._publishes.post(job)
         else:
             metrics.PUBLISH_FAILED.inc()

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from travelrec.connect import Parts, opened_parts
 from travelrec.errors import InvalidInput, Unavailable
 from travelrec.health import Probes
+from travelrec.kinds import kinds
 from travelrec.settings import Settings
 from travelrec_api import problems, recommendations, system
 from travelrec_api.accept import Accepter
@@ -42,7 +43,7 @@ def create_app(settings: Settings, parts: Parts | None = None) -> tuple[FastAPI,
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
             opened = parts if parts is not None else await stack.enter_async_context(opened_parts(settings))
-            app.state.parts = state = _state(opened)
+            app.state.parts = state = _state(opened, settings)
             stack.push_async_callback(_drained, state.accepter)
             background = await stack.enter_async_context(asyncio.TaskGroup())
             await stack.enter_async_context(opened.signals.listen(state.waiters.hear))
@@ -119,12 +120,12 @@ def _directly(app: FastAPI, endpoint: Callable[[Request], Awaitable[Response]]) 
     return answered
 
 
-def _state(parts: Parts) -> State:
+def _state(parts: Parts, settings: Settings) -> State:
     probes = Probes({"store": parts.store.ping}, {"broker": parts.broker.ping, "signals": parts.signals.ping})
     return State(
         store=parts.store,
         signals=parts.signals,
-        accepter=Accepter(parts.store, parts.broker),
+        accepter=Accepter(parts.store, parts.broker, kinds(settings), settings.job_retention_s),
         waiters=Waiters(parts.store),
         probes=probes,
     )
