@@ -59,6 +59,7 @@ async def measure(count: int) -> tuple[list[float], list[float]]:
             "STORE_URL": mongo.url + "bench",
             "OPENAI_BASE_URL": f"http://127.0.0.1:{model_port}/v1",
             "LOG_LEVEL": "warning",
+            "RECOMMENDATION_CACHE_TTL": "0",
             "PORT": str(api_port),
             "METRICS_PORT": str(worker_port),
         }

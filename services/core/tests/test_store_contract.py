@@ -227,6 +227,19 @@ async def test_settle_repeated_stands(store: Store) -> None:
     assert (await read(store, made.uid)).ended_at == NOW
 
 
+async def test_settle_repeated_stands_until_the_next_claim(store: Store) -> None:
+    """A sweep between a settlement and its repetition changes nothing; after another's claim it is history."""
+    made = await running(store)
+    settlement = Settlement(made.uid, "t1", Retry(NOW + 1))
+    await store.settle([settlement], NOW)
+    await store.take_due(NOW + 2, NOW + 12, 10)
+    await store.published([made.uid], NOW + 20)
+    assert await store.settle([settlement], NOW + 3) == {made.uid}
+    await store.claim([made.uid], "t2", NOW + 4, NOW + 34)
+    assert await store.settle([settlement], NOW + 5) == set()
+    assert (await read(store, made.uid)).token == "t2"
+
+
 async def test_settle_in_bulk_tells_winners_from_losers(store: Store) -> None:
     """Of many settlements in one call the answer names those that stand."""
     good, bad = await running(store, "g"), await running(store, "b")
@@ -363,6 +376,38 @@ async def test_leads_are_purged_with_age(store: Store) -> None:
     assert await store.leaders(["old", "young"]) == {"young": "b"}
 
 
+async def failed_job(store: Store, at: float) -> Job:
+    made = await running(store)
+    await store.settle([Settlement(made.uid, "t1", Failed(Try(at, "Model refused", "No.")))], at)
+    return await read(store, made.uid)
+
+
+async def test_failed_jobs_are_listed_newest_first(store: Store) -> None:
+    """Only failed ones, from a time on, up to the limit."""
+    await accepted(store)
+    made = [await failed_job(store, NOW + n) for n in (1, 3, 2)]
+    assert await store.failed(NOW + 2, 10) == [made[1], made[2]]
+    assert await store.failed(NOW, 1) == [made[1]]
+
+
+async def test_revived_job_is_due_with_its_uid_and_nothing_of_its_past(store: Store) -> None:
+    """A failed job becomes pending once, and can be claimed and completed; others are left alone."""
+    dead, (pending,) = await failed_job(store, NOW + 1), await accepted(store)
+    assert await store.revive([dead.uid, pending.uid, new_uid()], NOW + 50) == {dead.uid}
+    assert await store.revive([dead.uid], NOW + 51) == set()
+    alive = await read(store, dead.uid)
+    assert (alive.status, alive.phase, alive.due_at, alive.tries) == (Status.PENDING, Phase.DUE, NOW + 50, ())
+    assert (alive.params, alive.headers, alive.error, alive.ended_at) == (
+        dead.params,
+        dead.headers,
+        None,
+        None,
+    )
+    assert dead.uid in {one.uid for one in await store.take_due(NOW + 50, NOW + 60, 10)}
+    (won,) = await store.claim([dead.uid], "t2", NOW + 51, NOW + 80)
+    assert await store.settle([Settlement(won.uid, "t2", Completed({}))], NOW + 52) == {won.uid}
+
+
 async def test_ping_answers(store: Store) -> None:
     """A store that is there says so."""
     await store.ping()
@@ -412,6 +457,8 @@ async def test_mongo_away_is_said_in_time(driver: str) -> None:
             store.take_due(NOW, NOW, 1),
             store.purge(NOW, 1),
             store.lead([Bid("k", "a")], NOW),
+            store.failed(NOW, 1),
+            store.revive(["a"], NOW),
             store.leaders(["k"]),
             store.ping(),
         )

@@ -27,14 +27,15 @@ class Parts:
 async def opened_parts(settings: Settings) -> AsyncIterator[Parts]:
     """Store, broker and signals; servers may still be away. Raises `BadSetting` or, for SQLite, `StoreUnavailable`."""
     async with AsyncExitStack() as stack:
-        store = await stack.enter_async_context(_store(settings))
+        store = await stack.enter_async_context(opened_store(settings))
         broker = await stack.enter_async_context(_broker(settings, settings.broker_url))
         signals = await stack.enter_async_context(_signals(settings, broker))
         yield Parts(store, broker, signals)
 
 
 @asynccontextmanager
-async def _store(settings: Settings) -> AsyncIterator[Store]:
+async def opened_store(settings: Settings) -> AsyncIterator[Store]:
+    """The store alone; see `opened_parts`."""
     match settings.store_url.partition("://")[0]:
         case "memory":
             from travelrec.adapters.memory import MemoryStore

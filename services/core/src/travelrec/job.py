@@ -199,6 +199,24 @@ def cancelled(job: Job, now: float, retention_s: float, message: str) -> Job:
     return _ended(job, Status.CANCELLED, now, retention_s, message=message)
 
 
+def revived(job: Job, now: float) -> Job:
+    """A failed `job` with its uid, parameters and trace, as if it had just been accepted; any other is left alone."""
+    if job.status is not Status.FAILED:
+        return job
+    return replace(
+        job,
+        status=Status.PENDING,
+        phase=Phase.DUE,
+        created_at=now,
+        due_at=now,
+        claims=0,
+        tries=(),
+        error=None,
+        message=None,
+        ended_at=None,
+    )
+
+
 def _ended(job: Job, status: Status, now: float, retention_s: float, **changes: object) -> Job:
     return replace(
         job,

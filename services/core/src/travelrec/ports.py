@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from travelrec.job import Bid, Job, Json, Settlement
+from travelrec.retry import Allowance
 from travelrec.wire import Message, Signal
 
 
@@ -73,6 +74,14 @@ class Store(Protocol):
 
     async def leaders(self, keys: Sequence[str]) -> dict[str, str]:
         """The uids of the jobs that lead those of `keys` that are led."""
+        ...
+
+    async def failed(self, since: float, limit: int) -> list[Job]:
+        """The failed jobs that ended at or after `since`, newest first."""
+        ...
+
+    async def revive(self, uids: Sequence[str], now: float) -> set[str]:
+        """Makes failed jobs pending and due again (see `job.revived`); answers which of `uids` this call revived."""
         ...
 
     async def purge(self, now: float, limit: int) -> int:
@@ -161,12 +170,13 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the model said: its text, and what it cost."""
+    """What the model said: its text, what it cost, and what its provider allows from here on, if it says so."""
 
     text: str
     model: str
     input_tokens: int
     output_tokens: int
+    allowance: Allowance | None = None
 
 
 class Model(Protocol):

@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 _COMMIT_EVERY_S = 0.1
 _BATCH_BYTES = 512 * 1024
 _PEEK_BYTES = 4096
+_READY_S = 2.0  # to begin to listen, where the broker is there
 _SPREAD = 16  # messages that share a batch before the next partition gets its turn
 _NOWHERE = TopicPartition("", -1)
 
@@ -331,11 +332,11 @@ class KafkaSignals:
 
     @asynccontextmanager
     async def listen(self, hear: Callable[[Sequence[Signal]], Awaitable[None] | None]) -> AsyncIterator[None]:
-        """See `ports.Signals`. Returns at once when the broker is away and begins when it is back."""
+        """See `ports.Signals`. Does not wait for a broker that is away; begins when it is back."""
         task = asyncio.create_task(self._read(hear, ready := asyncio.Event()))
         try:
             with suppress(TimeoutError):
-                await asyncio.wait_for(ready.wait(), 10.0)
+                await asyncio.wait_for(ready.wait(), _READY_S)
             yield
         finally:
             task.cancel()

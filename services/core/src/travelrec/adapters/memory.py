@@ -37,6 +37,8 @@ class MemoryStore:
             older = self.jobs.get(self._keys.get(job.idempotency_key, ""))
             if older is not None and older.created_at + IDEMPOTENCY_S > now:
                 return older
+            if older is not None:
+                self.jobs[older.uid] = replace(older, idempotency_key=None)
             self._keys[job.idempotency_key] = job.uid
         self.jobs[job.uid] = job
         return job
@@ -106,6 +108,17 @@ class MemoryStore:
     async def leaders(self, keys: Sequence[str]) -> dict[str, str]:
         """See `ports.Store`."""
         return {key: self._leads[key][0] for key in keys if key in self._leads}
+
+    async def failed(self, since: float, limit: int) -> list[Job]:
+        """See `ports.Store`."""
+        found = [j for j in self.jobs.values() if j.status is Status.FAILED and (j.ended_at or 0.0) >= since]
+        return sorted(found, key=lambda job: -(job.ended_at or 0.0))[:limit]
+
+    async def revive(self, uids: Sequence[str], now: float) -> set[str]:
+        """See `ports.Store`."""
+        dead = {uid for uid in uids if uid in self.jobs and self.jobs[uid].status is Status.FAILED}
+        self.jobs.update((uid, moves.revived(self.jobs[uid], now)) for uid in dead)
+        return dead
 
     async def purge(self, now: float, limit: int) -> int:
         """See `ports.Store`."""

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any  # the two drivers share their calls, not a type
 
-from pymongo import ASCENDING, InsertOne, UpdateOne, WriteConcern
+from pymongo import ASCENDING, DESCENDING, InsertOne, UpdateOne, WriteConcern
 from pymongo.errors import BulkWriteError, ConfigurationError, InvalidURI, PyMongoError
 
 from travelrec.adapters.records import Record, from_record, to_record, try_to_record
@@ -270,6 +270,32 @@ class MongoStore:
         with _translated():
             found = await self._leads.find({"_id": {"$in": list(keys)}}).to_list(None)
         return {record["_id"]: record["uid"] for record in found}
+
+    async def failed(self, since: float, limit: int) -> list[Job]:
+        """See `ports.Store`."""
+        dead = {"status": Status.FAILED.value, "ended_at": {"$gte": since}}
+        with _translated():
+            found = await self._jobs.find(dead).sort("ended_at", DESCENDING).limit(limit).to_list(None)
+        return [_job(record) for record in found]
+
+    async def revive(self, uids: Sequence[str], now: float) -> set[str]:
+        """See `ports.Store`."""
+        token = new_uid()
+        gone = ("error", "message", "ended_at", "settled")
+        fresh = {"status": Status.PENDING.value, "phase": Phase.DUE.value, "created_at": now, "due_at": now}
+        changes = {
+            "$set": {**fresh, "claims": 0, "tries": [], "taken": token},
+            "$unset": dict.fromkeys(gone, ""),
+        }
+        with _translated():
+            await self._jobs.bulk_write(
+                [UpdateOne({"_id": uid, "status": Status.FAILED.value}, changes) for uid in uids],
+                ordered=False,
+            )
+            found = await self._jobs.find({"_id": {"$in": list(uids)}, "taken": token}, {"_id": 1}).to_list(
+                None
+            )
+        return {record["_id"] for record in found}
 
     async def purge(self, now: float, limit: int) -> int:
         """See `ports.Store`."""

@@ -21,7 +21,7 @@ from typing import TypeVar
 from travelrec import job as moves
 from travelrec.adapters.records import from_record, to_record
 from travelrec.errors import StoreUnavailable
-from travelrec.job import IDEMPOTENCY_S, Bid, Job, Phase, Settlement
+from travelrec.job import IDEMPOTENCY_S, Bid, Job, Phase, Settlement, Status
 
 Answer = TypeVar("Answer")
 
@@ -186,6 +186,28 @@ class SqliteStore:
     def _leader(self, key: str) -> str | None:
         row = self._db.execute("SELECT uid FROM leads WHERE key = ?", (key,)).fetchone()
         return str(row[0]) if row else None
+
+    async def failed(self, since: float, limit: int) -> list[Job]:
+        """See `ports.Store`."""
+
+        def work() -> list[Job]:
+            rows = self._db.execute(
+                "SELECT uid, record FROM jobs WHERE status = 'failed' AND record ->> 'ended_at' >= ?"
+                " ORDER BY record ->> 'ended_at' DESC LIMIT ?",
+                (since, limit),
+            )
+            return [from_record(uid, json.loads(record)) for uid, record in rows]
+
+        return await self._run(work)
+
+    async def revive(self, uids: Sequence[str], now: float) -> set[str]:
+        """See `ports.Store`."""
+
+        def work() -> set[str]:
+            dead = [job for job in self._select(uids) if job.status is Status.FAILED]
+            return {self._put(moves.revived(job, now)).uid for job in dead}
+
+        return await self._write(work)
 
     async def purge(self, now: float, limit: int) -> int:
         """See `ports.Store`."""

@@ -7,6 +7,7 @@ import sys
 import typer
 from typer.exceptions import TyperException
 
+from travelrec.cli import dead_letters
 from travelrec.cli.ask import ask
 from travelrec.cli.embedded import demo, serve
 from travelrec.cli.fake_openai import fake_openai
@@ -26,6 +27,7 @@ app.command()(api)
 app.command()(worker)
 app.command()(ask)
 app.command("fake-openai")(fake_openai)
+app.add_typer(dead_letters.app, name="dead-letters")
 
 
 def main() -> None:
