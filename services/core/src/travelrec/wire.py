@@ -91,11 +91,11 @@ def decode_signals(value: bytes) -> list[Signal]:
 def _decoded(value: bytes) -> dict[str, object]:
     try:
         body = json.loads(value)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Undecodable("not JSON") from error
     if not isinstance(body, dict):
         raise Undecodable("not a JSON object")
     version = body.get("v")
     if version != VERSION:
-        raise Undecodable(f"version {version!r}; this release reads {VERSION}")
+        raise Undecodable(f"version {version!r:.40}; this release reads {VERSION}")
     return body
