@@ -86,6 +86,8 @@ class Batcher(Generic[Item, Reply]):
     async def _run(self, batch: list[tuple[Item, asyncio.Future[Reply]]]) -> None:
         try:
             replies = await self._call([item for item, _ in batch])
+            if len(replies) != len(batch):
+                raise ValueError(f"{len(replies)} replies to {len(batch)} items")
         except BaseException as error:  # noqa: BLE001 - every submitter must hear of it, also of a cancellation
             for _, future in batch:
                 if not future.done():
