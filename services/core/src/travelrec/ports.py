@@ -18,7 +18,7 @@ from travelrec.wire import Message, Signal
 
 
 class Store(Protocol):
-    """The truth about jobs. Every method is atomic per job, whoever races; lists are worked in one go."""
+    """The truth about jobs. Every method is atomic per job, whoever races; lists, never empty, are worked in one go."""
 
     async def accept(self, jobs: Sequence[Job], now: float) -> list[Job]:
         """Makes `jobs` durable; the answer has the same length and order.

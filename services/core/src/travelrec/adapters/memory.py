@@ -54,6 +54,7 @@ class MemoryStore:
             job = self.jobs.get(uid)
             if job is not None and (moves.claimable(job, now)):
                 self.jobs[uid] = moves.claimed(job, token, until)
+                self._settled.pop(uid, None)
             if job is not None and self.jobs[uid].token == token:
                 won.append(self.jobs[uid])
         return won

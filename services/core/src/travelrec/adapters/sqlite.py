@@ -98,7 +98,7 @@ class SqliteStore:
             won = []
             for job in self._select(uids):
                 if moves.claimable(job, now):
-                    won.append(self._put(moves.claimed(job, token, until)))
+                    won.append(self._put(moves.claimed(job, token, until), settled=""))
                 elif job.token == token:
                     won.append(job)
             return won
@@ -240,7 +240,8 @@ class SqliteStore:
         self._db.execute(
             "INSERT INTO jobs (uid, status, due_at, idempotency_key, settled, record) VALUES (?, ?, ?, ?, ?, ?)"
             " ON CONFLICT (uid) DO UPDATE SET status = excluded.status, due_at = excluded.due_at,"
-            " idempotency_key = excluded.idempotency_key, settled = excluded.settled, record = excluded.record",
+            " idempotency_key = excluded.idempotency_key, settled = coalesce(excluded.settled, settled),"
+            " record = excluded.record",
             (job.uid, job.status, job.due_at, job.idempotency_key, settled, json.dumps(to_record(job))),
         )
         return job
