@@ -34,7 +34,7 @@ def _kafka_url(value: object) -> object:
 
 
 class Settings(BaseSettings):
-    """Every setting, named in the environment by its alias or else by its name in capitals."""
+    """Every setting, named in the environment by its aliases; those that may hold a password are not shown."""
 
     model_config = SettingsConfigDict(
         env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True, populate_by_name=True
@@ -44,16 +44,19 @@ class Settings(BaseSettings):
         "memory://",
         validation_alias=AliasChoices("BROKER_URL", "KAFKA_BOOTSTRAP_SERVERS", "RABBITMQ_URL"),
         description="Where jobs are dispatched: memory:// (one process), kafka://host:9092,…",
+        repr=False,
     )
     store_url: str = Field(
         "sqlite:///.travelrec/travelrec.db",
         validation_alias=AliasChoices("STORE_URL", "MONGODB_URL"),
         description="Where jobs are kept: sqlite:///path (one process), mongodb://host/database",
+        repr=False,
     )
     signal_url: str = Field(
         "",
         validation_alias="SIGNAL_URL",
         description="How API replicas hear of ended jobs; default: the broker",
+        repr=False,
     )
     mongo_driver: Literal["motor", "pymongo"] = Field(
         "motor", validation_alias="MONGO_DRIVER", description="motor, or pymongo (its successor)"
@@ -73,7 +76,7 @@ class Settings(BaseSettings):
         None, validation_alias="OPENAI_API_KEY", description="the provider's key; none: the offline model"
     )
     openai_base_url: str | None = Field(
-        None, validation_alias="OPENAI_BASE_URL", description="an OpenAI-compatible server"
+        None, validation_alias="OPENAI_BASE_URL", description="an OpenAI-compatible server", repr=False
     )
     openai_model: str = Field("gpt-4o-mini", validation_alias="OPENAI_MODEL", description="the model's name")
     model_timeout_s: float = Field(

@@ -1,0 +1,261 @@
+"""The settings: their names, defaults and limits, and what is said of a bad one."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import AliasChoices, SecretStr
+from pydantic.fields import FieldInfo
+
+from travelrec.errors import BadSetting
+from travelrec.settings import Settings, read_settings
+
+EXAMPLE = Path(__file__).parents[3] / ".env.example"
+SECRET = "s3cret"
+
+
+def names_of(field: FieldInfo) -> list[str]:
+    alias = field.validation_alias
+    return [str(name) for name in alias.choices] if isinstance(alias, AliasChoices) else [str(alias)]
+
+
+NAMES = {name for field in Settings.model_fields.values() for name in names_of(field)}
+
+
+@pytest.fixture(autouse=True)
+def _nothing_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An environment without a setting, in an empty folder."""
+    for name in NAMES:
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_with_nothing_set_everything_is_embedded() -> None:
+    """One process, SQLite, the offline model, on the loopback's port 3000."""
+    read = read_settings()
+    assert (read.broker_url, read.store_url, read.signal_url) == (
+        "memory://",
+        "sqlite:///.travelrec/travelrec.db",
+        "",
+    )
+    assert (read.host, read.port, read.metrics_port) == ("127.0.0.1", 3000, 9000)
+    assert read.offline_model
+    assert read.sqlite_path == Path(".travelrec/travelrec.db")
+
+
+GOOD: dict[str, tuple[str, object]] = {
+    "BROKER_URL": ("kafka://a:9092,b:9092", "kafka://a:9092,b:9092"),
+    "KAFKA_BOOTSTRAP_SERVERS": ("a:9092,b:9092", "kafka://a:9092,b:9092"),
+    "RABBITMQ_URL": ("kafka+ssl://a:9093", "kafka+ssl://a:9093"),
+    "STORE_URL": ("mongodb://h/db", "mongodb://h/db"),
+    "MONGODB_URL": ("mongodb+srv://h/db", "mongodb+srv://h/db"),
+    "SIGNAL_URL": ("kafka://a:9092", "kafka://a:9092"),
+    "MONGO_DRIVER": ("pymongo", "pymongo"),
+    "KAFKA_PARTITIONS": ("12", 12),
+    "NEIGHBOUR_TIMEOUT": ("2.5", 2.5),
+    "OPENAI_API_KEY": ("sk-1", SecretStr("sk-1")),
+    "OPENAI_BASE_URL": ("http://127.0.0.1:8089/v1", "http://127.0.0.1:8089/v1"),
+    "OPENAI_MODEL": ("gpt-4.1-mini", "gpt-4.1-mini"),
+    "MODEL_TIMEOUT": ("20", 20.0),
+    "HOST": ("::1", "::1"),
+    "PORT": ("0", 0),
+    "WEB_CONCURRENCY": ("4", 4),
+    "METRICS_PORT": ("9100", 9100),
+    "WORKER_CONCURRENCY": ("1", 1),
+    "JOB_MAX_ATTEMPTS": ("1", 1),
+    "JOB_DEADLINE": ("60", 60.0),
+    "JOB_RETENTION": ("86400", 86400.0),
+    "JOB_LEASE": ("1", 1.0),
+    "SHUTDOWN_GRACE": ("0", 0.0),
+    "LOG_LEVEL": ("debug", "debug"),
+    "RECOMMENDATION_CACHE_TTL": ("0", 0.0),
+}
+
+
+def field_of(name: str) -> str:
+    return next(field for field, info in Settings.model_fields.items() if name in names_of(info))
+
+
+@pytest.mark.parametrize("name", sorted(GOOD))
+def test_each_name_sets_its_setting(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every name of the contract is read from the environment, and nothing else changes."""
+    text, value = GOOD[name]
+    before = read_settings()
+    monkeypatch.setenv(name, text)
+    read = read_settings()
+    assert getattr(read, field_of(name)) == value
+    assert read.model_copy(update={field_of(name): getattr(before, field_of(name))}) == before
+
+
+def test_own_name_wins_over_that_of_a_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    """BROKER_URL and STORE_URL are taken where KAFKA_BOOTSTRAP_SERVERS and MONGODB_URL are set as well."""
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", "other:9092")
+    monkeypatch.setenv("BROKER_URL", "kafka://own:9092")
+    monkeypatch.setenv("MONGODB_URL", "mongodb://other/db")
+    monkeypatch.setenv("STORE_URL", "memory://")
+    read = read_settings()
+    assert (read.broker_url, read.store_url) == ("kafka://own:9092", "memory://")
+
+
+def test_an_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`NAME=` means the default, for a number and for a key as well."""
+    for name in NAMES:
+        monkeypatch.setenv(name, "")
+    assert read_settings() == Settings(_env_file=None)
+    assert read_settings().offline_model
+
+
+BAD = {
+    "BROKER_URL": ["mqtt://h", "kafka://", "://h"],
+    "KAFKA_BOOTSTRAP_SERVERS": ["http://h:9092"],
+    "STORE_URL": ["postgres://h/db", "sqlite://", "sqlite:///", "mongodb://", "file.db"],
+    "MONGODB_URL": ["h/db"],
+    "SIGNAL_URL": ["redis", "mqtt://h", "kafka://"],
+    "MONGO_DRIVER": ["beanie"],
+    "KAFKA_PARTITIONS": ["0", "10001", "1.5"],
+    "NEIGHBOUR_TIMEOUT": ["0", "-1", "301", "nan", "soon"],
+    "OPENAI_BASE_URL": ["localhost:8089", "ftp://h"],
+    "MODEL_TIMEOUT": ["0", "3601", "nan"],
+    "PORT": ["-1", "65536", "http", "3000.5", "nan"],
+    "WEB_CONCURRENCY": ["0", "65"],
+    "METRICS_PORT": ["65536"],
+    "WORKER_CONCURRENCY": ["0", "10001"],
+    "JOB_MAX_ATTEMPTS": ["0", "101"],
+    "JOB_DEADLINE": ["0", "-1", "nan"],
+    "JOB_RETENTION": ["3600", "nan"],
+    "JOB_LEASE": ["0.5", "3601", "nan"],
+    "SHUTDOWN_GRACE": ["-1", "3601", "nan"],
+    "LOG_LEVEL": ["loud"],
+    "RECOMMENDATION_CACHE_TTL": ["-1", "nan"],
+}
+
+
+@pytest.mark.parametrize(("name", "text"), [(name, text) for name, texts in BAD.items() for text in texts])
+def test_a_bad_value_is_named_in_one_line(name: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line begins with the variable that the operator has set, and says what would be right."""
+    monkeypatch.setenv(name, text)
+    with pytest.raises(BadSetting) as bad:
+        read_settings()
+    line = str(bad.value)
+    assert line.startswith(f"{name}: ")
+    assert len(line.splitlines()) == 1
+    assert "pydantic" not in line
+
+
+def test_all_bad_values_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An operator mends everything in one go: no complaint hides another."""
+    for name in BAD:
+        monkeypatch.setenv(name, BAD[name][0])
+    for name in ("BROKER_URL", "STORE_URL"):  # their other names, which stay, are bad as well
+        monkeypatch.delenv(name)
+    with pytest.raises(BadSetting) as bad:
+        read_settings()
+    complaints = str(bad.value).split("; ")
+    assert sorted(one.split(":")[0] for one in complaints) == sorted(set(BAD) - {"BROKER_URL", "STORE_URL"})
+
+
+SECRETS = {
+    "OPENAI_API_KEY": SECRET,
+    "OPENAI_BASE_URL": f"http://user:{SECRET}@h/v1",
+    "BROKER_URL": f"kafka://user:{SECRET}@h:9092",
+    "STORE_URL": f"mongodb://user:{SECRET}@h/db",
+    "SIGNAL_URL": f"kafka://user:{SECRET}@h:9092",
+}
+
+
+def test_secrets_are_never_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the key nor a password in a URL is in any text of the settings."""
+    for name, text in SECRETS.items():
+        monkeypatch.setenv(name, text)
+    read = read_settings()
+    assert read.openai_api_key is not None
+    assert read.openai_api_key.get_secret_value() == SECRET
+    for text in (repr(read), str(read), f"{read}", repr([read])):
+        assert SECRET not in text
+        assert "3000" in text
+
+
+def test_secrets_are_not_said_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A complaint about a URL does not repeat it, nor that of another setting."""
+    for name in SECRETS:
+        monkeypatch.setenv(name, f"foo://user:{SECRET}@h/{SECRET}")
+    monkeypatch.setenv("PORT", SECRET)
+    with pytest.raises(BadSetting) as bad:
+        read_settings()
+    assert SECRET not in str(bad.value)
+    assert bad.value.__cause__ is None
+    assert bad.value.__suppress_context__
+
+
+def test_env_file_is_read_and_the_environment_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`.env` in the working folder counts below the environment, and what a command was given above both."""
+    (tmp_path / ".env").write_text("PORT=4000\nHOST=0.0.0.0\nKAFKA_BOOTSTRAP_SERVERS=h:9092\nOTHER=1\n")
+    monkeypatch.setenv("HOST", "::1")
+    read = read_settings()
+    assert (read.port, read.host, read.broker_url) == (4000, "::1", "kafka://h:9092")
+    assert read_settings(port=5000, host=None).port == 5000
+    assert read_settings(host="127.0.0.2").host == "127.0.0.2"
+
+
+def test_settings_do_not_change() -> None:
+    """They are read once and passed down; nobody can change them on the way."""
+    read = read_settings()
+    with pytest.raises(ValueError, match="frozen"):
+        read.port = 1  # type: ignore[misc]  # what a type checker refuses is tried here
+
+
+@pytest.mark.parametrize(
+    ("url", "path"), [("sqlite:///a/b.db", "a/b.db"), ("sqlite:////var/b.db", "/var/b.db")]
+)
+def test_sqlite_path(url: str, path: str) -> None:
+    """Three slashes are relative, four absolute."""
+    assert read_settings(store_url=url).sqlite_path == Path(path)
+
+
+def test_a_base_url_alone_is_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compatible server without a key is asked, rather than the offline model."""
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")
+    assert not read_settings().offline_model
+
+
+# --- .env.example -------------------------------------------------------------------------------------
+
+
+def default_text(value: Any) -> str:
+    match value:
+        case None:
+            return ""
+        case float():
+            return f"{value:g}" if value < 1e6 else f"{value:.0f}"
+        case _:
+            return str(value)
+
+
+def expected_example() -> str:
+    """Every setting with its description and default, and its other names, all commented out."""
+    lines = ["# Every setting, with its default. Copy this file to .env and uncomment what you change.", ""]
+    for field in Settings.model_fields.values():
+        name, *others = names_of(field)
+        lines += [f"# {field.description}", f"#{name}={default_text(field.default)}"]
+        lines += [f"#{other}=" for other in others]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def test_example_names_every_setting_with_its_default() -> None:
+    """`.env.example` has exactly the names, descriptions and defaults that are in force."""
+    assert EXAMPLE.read_text() == expected_example()
+
+
+def test_example_uncommented_changes_nothing(tmp_path: Path) -> None:
+    """What it shows can be set as it stands, and is the default."""
+    lines = EXAMPLE.read_text().splitlines()
+    (tmp_path / ".env").write_text("\n".join(line[1:] for line in lines if not line.startswith("# ")))
+    assert read_settings() == Settings(_env_file=None)
+
+
+def test_every_setting_is_tried_here() -> None:
+    """A new setting comes with a good value, and with a description."""
+    assert set(GOOD) == NAMES
+    assert all(field.description for field in Settings.model_fields.values())
