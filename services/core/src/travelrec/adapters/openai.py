@@ -7,6 +7,7 @@ authentication and errors stay the SDK's. Retries are this project's own; the SD
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -34,6 +35,8 @@ from travelrec.errors import (
 )
 from travelrec.ports import Answer, Question
 from travelrec.retry import retry_after_s
+
+_TOO_LATE = "The model did not answer in time."
 
 
 class OpenAIModel:
@@ -70,14 +73,17 @@ class OpenAIModel:
             "max_completion_tokens": question.max_tokens,
         }
         try:
-            response = await self._client.post(
-                "/chat/completions", body=body, cast_to=httpx2.Response, options={"timeout": timeout_s}
-            )
+            async with asyncio.timeout(timeout_s):  # the SDK's own begins again with every byte
+                response = await self._client.post(
+                    "/chat/completions", body=body, cast_to=httpx2.Response, options={"timeout": timeout_s}
+                )
+        except TimeoutError as error:
+            raise ModelTimeout(_TOO_LATE) from error
         except openai.OpenAIError as error:
             raise _translated(error) from error
         try:
             return _answer(json.loads(response.content))
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise BrokenOutput(
                 "The model's server answered with something else than a completion."
             ) from error
@@ -105,9 +111,12 @@ def _answer(body: Mapping[str, Any]) -> Answer:
             raise Truncated("The model's answer was cut off at its token limit.")
         case "content_filter":
             raise Filtered("The provider's content filter held the answer back.")
+    text = message["content"]
+    if not isinstance(text, str | None):
+        raise TypeError(type(text))
     usage = body.get("usage") or {}
     return Answer(
-        text=message["content"] or "",
+        text=text or "",
         model=str(body.get("model", "")),
         input_tokens=int(usage.get("prompt_tokens", 0)),
         output_tokens=int(usage.get("completion_tokens", 0)),
@@ -133,11 +142,11 @@ def _by_cause(error: openai.APIConnectionError) -> ModelError:
             case aiohttp.ClientConnectorError() | aiohttp.InvalidURL():
                 return ProviderDown("The model's server can't be reached.")
             case TimeoutError():
-                return ModelTimeout("The model did not answer in time.")
+                return ModelTimeout(_TOO_LATE)
             case aiohttp.ClientError() | ConnectionError():
                 return ModelBusy("The connection to the model broke.")
         cause = cause.__cause__ or cause.__context__
-    return ModelTimeout("The model did not answer in time.")
+    return ModelTimeout(_TOO_LATE)
 
 
 def _by_status(error: openai.APIStatusError) -> ModelError:
