@@ -28,9 +28,11 @@ SCHEMA: dict[str, Json] = {
 }
 
 _LEAD = re.compile(r"^\s*(?:[-*•]|\(?\d{1,2}[.)])\s+")
-_EMPHASIS = re.compile(r"(\*\*|__|`)(.+?)\1")
+_EMPHASIS = re.compile(r"(\*\*\*|\*\*|__|`)(.+?)\1")
+_LIGHT_EMPHASIS = re.compile(r"(?<!\w)([*_])(?=\w)(.+?)(?<=[\w.!?])\1(?!\w)")
 _MARKUP = re.compile(r"</?[A-Za-z][^>]*>|\]\(|https?://|^#+\s|[`\x00-\x1f\x7f]|\*\*|__")
-_SENTENCE_END = re.compile(r"(?<![A-Z])(?<!\b[A-Z][a-z])(?<!\b(?:e\.g|i\.e))[.!?…][\"'”)\]]*\s+(?=[A-Z\"“])")
+_ABBREVIATION = r"(?<![A-Z])(?<!\b[A-Z][a-z])(?<!\b(?:e\.g|i\.e|a\.m|p\.m|Mrs|Ste|Sta|Ave))(?<!\bvs)"
+_SENTENCE_END = re.compile(_ABBREVIATION + r"[.!?…][\"'”)\]]*\s+(?=[A-Z\"“])")
 
 
 class _Recommendations(BaseModel):
@@ -51,7 +53,7 @@ def read_answer(text: str) -> list[str]:
         raise BrokenOutput(f"The answer has {len(found)} recommendations instead of {COUNT}.")
     tidy = [_tidy(one) for one in found]
     for one in tidy:
-        if not one:
+        if not any(map(str.isalpha, one)):
             raise BrokenOutput("A recommendation is empty.")
         if len(one) > MAX_CHARS:
             raise BrokenOutput(f"A recommendation is longer than {MAX_CHARS} characters.")
@@ -66,6 +68,8 @@ def read_answer(text: str) -> list[str]:
 
 def _tidy(text: str) -> str:
     text = _EMPHASIS.sub(r"\2", _LEAD.sub("", " ".join(text.split())))
-    if len(text) > 1 and (text[0], text[-1]) in {('"', '"'), ("“", "”"), ("'", "'")}:
-        text = text[1:-1]
+    text = _LIGHT_EMPHASIS.sub(r"\2", text)
+    inside = text[1:-1]
+    if text[:1] + text[-1:] in {'""', "“”", "''"} and not {'"', "“"} & set(inside):
+        text = inside
     return text.strip()
