@@ -14,7 +14,7 @@ from support import eventually
 from travelrec.adapters.memory import MemoryBroker, MemorySignals, MemoryStore
 from travelrec.connect import Parts
 from travelrec.errors import ModelBusy, Refused
-from travelrec.job import Bid, Completed, Job, Settlement, Status, new_uid
+from travelrec.job import Bid, Completed, HandedBack, Job, Phase, Settlement, Status, new_uid
 from travelrec.kinds.recommendation import NAME, key
 from travelrec.ports import Answer, Question
 from travelrec.settings import Settings
@@ -183,6 +183,23 @@ async def test_leader_that_was_killed_is_replaced() -> None:
     async with d.workers(1):
         jobs = await d.all_ended([*await d.ask("Peru"), dead.uid])
     assert {job.status for job in jobs} == {Status.COMPLETED}
+    assert d.model.calls.total() == 1
+
+
+async def test_leader_that_is_handed_back_to_its_followers_worker_is_not_waited_for() -> None:
+    """A job that led elsewhere and comes here, where others follow it, does not wait for them in turn."""
+    d = Deployment()
+    d.model.may_answer.set()
+    now = time.time()
+    led = Job(leader := new_uid(), NAME, {"country": "Peru", "season": "winter"}, now, due_at=now + 3600)
+    async with d.workers(1):
+        await d.store.accept([led], now)
+        await d.store.claim([leader], "another worker's", now, now + 600)
+        await d.store.lead([Bid(key(led.params), leader)], now)
+        (follower,) = await d.ask("Peru")
+        await eventually(lambda: d.store.jobs[follower].phase is Phase.RUNNING)
+        await d.store.settle([Settlement(leader, "another worker's", HandedBack())], time.time())
+        await eventually(lambda: all(d.store.jobs[uid].ended for uid in (leader, follower)), 5)
     assert d.model.calls.total() == 1
 
 

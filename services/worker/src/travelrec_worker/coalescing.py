@@ -43,6 +43,7 @@ class Coalescer:
             str, asyncio.Future[Outcome | None]
         ] = {}  # key → the outcome of a run of this worker
         self._remote: dict[str, asyncio.Event] = {}  # uid of a leader elsewhere → it has ended
+        self._following: set[str] = set()  # uids of the jobs that wait for another of this worker
         self._bids: Batcher[Bid, str] = Batcher(self._bid_all, grow=16)
         self._reads: Batcher[str, Job | None] = Batcher(self._read_all, grow=16)
 
@@ -64,7 +65,7 @@ class Coalescer:
                 outcome = await self._lead(job, key, fresh_s, run, following, deadline)
             else:
                 following()
-                outcome = _theirs(await asyncio.shield(self._here[key]))
+                outcome = _theirs(await self._follow(job, key))
                 if outcome is not None:
                     metrics.FOLLOWERS.inc()
             if outcome is not None:
@@ -75,6 +76,16 @@ class Coalescer:
         for signal in signals:
             if signal.uid in self._remote:
                 self._remote[signal.uid].set()
+
+    async def _follow(self, job: Job, key: str) -> Outcome | None:
+        """Waits for the one who leads `key` in this worker."""
+        self._following.add(job.uid)
+        if job.uid in self._remote:
+            self._remote[job.uid].set()  # that one waits for this very job, which came here from elsewhere
+        try:
+            return await asyncio.shield(self._here[key])
+        finally:
+            self._following.discard(job.uid)
 
     async def _lead(
         self,
@@ -117,7 +128,7 @@ class Coalescer:
                 if leader is not None and answers(leader, job.created_at, now, fresh_s):
                     metrics.CACHE_HITS.labels("worker").inc()
                     return Completed(leader.result or {})
-                if leader is None or not at_work(leader, now):
+                if leader is None or not at_work(leader, now) or leader_uid in self._following:
                     instead_of = leader_uid
                     continue
                 if time.monotonic() > deadline:
