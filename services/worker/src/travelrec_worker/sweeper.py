@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import defaultdict
 
 import structlog
 
@@ -64,8 +65,11 @@ class Sweeper:
             await self._broker.publish(JOBS_TOPIC, [encode_job(job) for job in again])
             metrics.SWEPT.inc(len(again))
             log.info("published what was due", jobs=len(again))
-        waited_s = now - min(job.created_at for job in jobs)
-        await self._store.published([job.uid for job in jobs], now + max(QUEUED_S, min(waited_s, _HELD_S)))
+        later: defaultdict[float, list[str]] = defaultdict(list)
+        for job in jobs:
+            later[_look_again_s(now - job.created_at)].append(job.uid)
+        for wait_s, uids in later.items():
+            await self._store.published(uids, now + wait_s)
         return len(jobs)
 
     async def purge(self, now: float) -> int:
@@ -83,3 +87,11 @@ class Sweeper:
             except BrokerUnavailable:
                 continue
             return
+
+
+def _look_again_s(age_s: float) -> float:
+    """The wait of a job that waits in the broker: it doubles with its age, so that many jobs share few waits."""
+    wait_s = QUEUED_S
+    while 2 * wait_s <= min(age_s, _HELD_S):
+        wait_s *= 2
+    return wait_s
