@@ -9,10 +9,14 @@ TravelrecError
 │   ├── BrokerUnavailable
 │   └── SignalUnavailable
 └── ModelError              the model's
-    ├── TryAgain            costs an attempt: RateLimited, ModelBusy, ModelTimeout, BrokenOutput
+    ├── TryAgain            costs an attempt: ModelBusy, ModelTimeout, BrokenOutput
     ├── Never               fails the job: BadModelRequest, Refused, Truncated, Filtered
-    └── NotTheJobsFault     costs the job nothing: BadKey, NoQuota, ProviderDown
+    └── NotTheJobsFault     costs the job nothing: RateLimited, BadKey, NoQuota, ProviderDown
 """
+
+from __future__ import annotations
+
+from travelrec.retry import Allowance
 
 
 class TravelrecError(Exception):
@@ -75,12 +79,6 @@ class TryAgain(ModelError):
         self.retry_after_s = retry_after_s
 
 
-class RateLimited(TryAgain):
-    """The provider asked for fewer requests."""
-
-    title = "Model rate limit"
-
-
 class ModelBusy(TryAgain):
     """The provider answered with a 5xx or broke the connection."""
 
@@ -131,6 +129,19 @@ class NotTheJobsFault(ModelError):
     """No job could succeed now; the attempt is not counted and intake should pause."""
 
     title = "Model provider unavailable"
+
+
+class RateLimited(NotTheJobsFault):
+    """The provider asked for fewer requests, by a wish in seconds, by its headers, by both or by neither."""
+
+    title = "Model rate limit"
+
+    def __init__(
+        self, message: str, *, retry_after_s: float | None = None, allowance: Allowance | None = None
+    ) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+        self.allowance = allowance
 
 
 class BadKey(NotTheJobsFault):

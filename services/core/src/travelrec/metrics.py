@@ -38,6 +38,21 @@ WAIT_SECONDS = Histogram(
 )
 MODEL_SECONDS = Histogram("travelrec_model_call_seconds", "One model call.", ["outcome"], buckets=_SECONDS)
 TOKENS = Counter("travelrec_model_tokens_total", "Tokens as the provider counts them.", ["direction"])
+MODEL_CONCURRENCY = Gauge(
+    "travelrec_model_concurrency_allowed",
+    "Model calls that may be in flight, as the provider's answers allow; at most WORKER_CONCURRENCY.",
+    ["provider"],
+    multiprocess_mode="livesum",
+)
+BREAKER = Gauge(
+    "travelrec_model_breaker",
+    "Breaker before a provider: 0 closed, 1 a probe is on its way, 2 open.",
+    ["provider"],
+    multiprocess_mode="livemax",
+)
+PAUSES = Counter(
+    "travelrec_intake_pauses_total", "Times that no more jobs were taken because of the provider.", ["reason"]
+)
 SWEPT = Counter("travelrec_sweeper_published_total", "Messages published by the sweeper.")
 PURGED = Counter("travelrec_jobs_purged_total", "Ended jobs deleted after their retention.")
 DEAD_LETTERS = Counter("travelrec_dead_letters_total", "Copies written to a dead-letter topic.", ["topic"])

@@ -1,11 +1,25 @@
-"""When to try again: pure arithmetic over attempts and time."""
+"""When to try again, and what a provider's headers say of it: pure arithmetic over attempts and time."""
 
 from __future__ import annotations
 
 import random
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """What a provider says of its limit: `remaining` of `limit` requests, and all of them again in `reset_s`."""
+
+    limit: int
+    remaining: int
+    reset_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +43,7 @@ class RetryPolicy:
         return max(jittered, retry_after_s or 0.0)
 
 
-def retry_after_s(headers: dict[str, str], now: float) -> float | None:
+def retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
     """The wait a provider asks for in `retry-after-ms` or `Retry-After` (seconds or a date), in seconds from `now`.
 
     Anything unreadable or negative counts as no wish; header names are expected in lower case.
@@ -49,6 +63,29 @@ def retry_after_s(headers: dict[str, str], now: float) -> float | None:
         if 0 <= seconds < float("inf"):
             return seconds
     return None
+
+
+def allowance(headers: Mapping[str, str]) -> Allowance | None:
+    """What `x-ratelimit-{limit,remaining,reset}-requests` say; None if they are missing or unreadable.
+
+    The reset is a duration (`1s`, `6m0s`, `20ms`) or a bare number of seconds; header names in lower case.
+    """
+    try:
+        limit = int(headers["x-ratelimit-limit-requests"])
+        remaining = int(headers["x-ratelimit-remaining-requests"])
+        reset_s = _duration_s(headers["x-ratelimit-reset-requests"])
+    except (KeyError, ValueError):
+        return None
+    if limit < 1 or remaining < 0 or not 0 <= reset_s < float("inf"):
+        return None
+    return Allowance(limit, min(limit, remaining), reset_s)
+
+
+def _duration_s(text: str) -> float:
+    parts = _DURATION.findall(text)
+    if not parts or "".join(number + unit for number, unit in parts) != text:
+        return float(text)
+    return sum(float(number) * _UNIT_S[unit] for number, unit in parts)
 
 
 def http_date(at: float) -> str:

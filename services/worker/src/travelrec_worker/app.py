@@ -18,6 +18,7 @@ from travelrec.retry import RetryPolicy
 from travelrec.settings import Settings
 from travelrec.wire import JOBS_GROUP, JOBS_TOPIC
 from travelrec_worker.engine import Engine
+from travelrec_worker.gate import Gate
 from travelrec_worker.health import served
 from travelrec_worker.jobs import Jobs
 from travelrec_worker.leases import Leases
@@ -29,14 +30,18 @@ ROLES = ("jobs",)
 
 
 @asynccontextmanager
-async def running_jobs(settings: Settings, parts: Parts, model: Model) -> AsyncIterator[Engine]:
-    """The role `jobs` until left; leaving waits out the grace period and hands back what is not done."""
+async def running_jobs(settings: Settings, parts: Parts, *models: Model) -> AsyncIterator[Engine]:
+    """The role `jobs` until left; leaving waits out the grace period and hands back what is not done.
+
+    The second of `models`, if there is one, stands in for the first.
+    """
+    gate = Gate(models, settings.worker_concurrency)
     leases = Leases(parts.store, settings.lease_s)
     jobs = Jobs(
         parts.store,
         parts.broker,
         parts.signals,
-        model,
+        gate,
         kinds(settings),
         leases,
         concurrency=settings.worker_concurrency,
@@ -50,6 +55,7 @@ async def running_jobs(settings: Settings, parts: Parts, model: Model) -> AsyncI
         JOBS_GROUP,
         jobs.handle,
         concurrency=2 * settings.worker_concurrency,
+        intake=gate.intake,
         early=True,
     )
     async with AsyncExitStack() as stack:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 
 import structlog
 
@@ -26,7 +26,8 @@ class Engine:
     """Takes messages of `topic` as a member of `group` and runs `handle` on each, `concurrency` at most at a time.
 
     Handlers that acknowledge `early` are waited for after the group was left, so that nobody waits for them; others
-    before that, or what they are about to acknowledge would be delivered again.
+    before that, or what they are about to acknowledge would be delivered again. While `intake` is not set nothing is
+    taken, and the broker is told that this member is alive.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class Engine:
         handle: Callable[[Delivery], Awaitable[None]],
         *,
         concurrency: int,
+        intake: asyncio.Event,
         early: bool = False,
     ) -> None:
         self._broker = broker
@@ -44,6 +46,7 @@ class Engine:
         self._group = group
         self._handle = handle
         self._concurrency = concurrency
+        self._intake = intake
         self._early = early
         self._running: set[asyncio.Task[None]] = set()
         self._stopping = asyncio.Event()
@@ -60,6 +63,7 @@ class Engine:
         """Takes no more; what runs goes on until `run` has waited out the grace period."""
         self._stopping.set()
         self._freed.set()
+        self._intake.set()  # wakes `run`, which takes nothing more
         if self._joining is not None:
             self._joining.reschedule(0.0)
 
@@ -85,8 +89,8 @@ class Engine:
             self.joined.set()
             while not self._stopping.is_set():
                 free = self._concurrency - len(self._running)
-                if free <= 0:
-                    await self._wait_for_a_slot(_TURN_S)
+                if free <= 0 or not self._intake.is_set():
+                    await self._wait_to_take(free)
                     await subscription.take(0, 0.0)
                     continue
                 for delivery in await subscription.take(free, _TAKE_S):
@@ -121,12 +125,12 @@ class Engine:
         ):  # the process is supervised here: nothing is acknowledged, so the message comes again
             log.exception("handler failed", topic=self._topic)
 
-    async def _wait_for_a_slot(self, timeout_s: float) -> None:
-        self._freed.clear()
-        try:
-            await asyncio.wait_for(self._freed.wait(), timeout_s)
-        except TimeoutError:
-            return
+    async def _wait_to_take(self, free: int) -> None:
+        """Waits for one of the two hindrances to go, but no longer than the broker may be left without a word."""
+        if free <= 0:
+            self._freed.clear()
+        with suppress(TimeoutError):
+            await asyncio.wait_for((self._freed if free <= 0 else self._intake).wait(), _TURN_S)
 
     async def _finish(self, grace_s: float) -> None:
         if self._running and grace_s > 0:

@@ -46,6 +46,7 @@ from travelrec.wire import (
     encode_dead_letter,
 )
 from travelrec_worker.coalescing import Coalescer
+from travelrec_worker.gate import Gate, Shut
 from travelrec_worker.leases import Leases
 
 log = structlog.get_logger(__name__)
@@ -60,8 +61,8 @@ _CLAIMS_PER_ATTEMPT = 4  # a job that keeps killing its worker is given up
 class Jobs:
     """Handles one job message at a time; many at once share their claims, settlements and signals.
 
-    `concurrency` model calls are in flight at the most. A few more jobs are claimed ahead, and settling holds no
-    place, so that no call waits for the store.
+    The gate lets `concurrency` model calls be in flight at the most. A few more jobs are claimed ahead, and settling
+    holds no place, so that no call waits for the store.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class Jobs:
         store: Store,
         broker: Broker,
         signals: Signals,
-        model: Model,
+        gate: Gate,
         kinds: Mapping[str, Kind],
         leases: Leases,
         *,
@@ -81,14 +82,13 @@ class Jobs:
         self._store = store
         self._broker = broker
         self._signals = signals
-        self._model = model
+        self._gate = gate
         self._kinds = kinds
         self._leases = leases
         self._retry = retry
         self._model_timeout_s = model_timeout_s
         self._deadline_s = deadline_s
         self._coalescer = Coalescer(store)
-        self._calling = asyncio.Semaphore(concurrency)
         self._ahead = asyncio.Semaphore(concurrency + -(-concurrency // _AHEAD))
         self._claims: Batcher[str, Job | None] = Batcher(self._claim_all, grow=16)
         self._settlements: Batcher[tuple[Job, Outcome], None] = Batcher(self._settle_all, grow=16)
@@ -147,9 +147,21 @@ class Jobs:
             raise
 
     async def _run_in_turn(self, job: Job) -> Outcome:
-        async with self._calling:
-            with metrics.IN_FLIGHT.track_inprogress():
-                return await self._run(job)
+        """What `job` came to; an error that is not its fault costs it no more than time, up to its deadline."""
+        trouble = ""
+        while True:
+            left_s = job.created_at + self._deadline_s - time.time()
+            try:
+                async with self._gate.place(left_s, again=bool(trouble)) as model:
+                    with metrics.IN_FLIGHT.track_inprogress():
+                        return await self._run(job, model)
+            except NotTheJobsFault as error:
+                trouble = f"{error} "
+                metrics.RETRIED.labels(error.title).inc()
+            except Shut:
+                return HandedBack()
+            except TimeoutError:
+                return _too_late(trouble)
 
     def _without_run(self, job: Job) -> Outcome | None:
         """The outcome of a job that is not to be run (again) here."""
@@ -162,37 +174,28 @@ class Jobs:
                 Try(now, "Worker lost", "Every worker that ran this request was lost. Please report it.")
             )
         if now - job.created_at > self._deadline_s:
-            return Failed(
-                Try(now, "Deadline passed", "No answer could be had in time. Please try again later.")
-            )
+            return _too_late()
         return None
 
-    async def _run(self, job: Job) -> Outcome:
-        """What running `job` came to; decides, and writes nothing."""
-        began = time.monotonic()
+    async def _run(self, job: Job, model: Model) -> Outcome:
+        """What running `job` came to; decides, and writes nothing. Raises `NotTheJobsFault`."""
         try:
+            # the net below a kind that does not keep to its time: one that does ends with the model's own error
             async with asyncio.timeout(self._model_timeout_s * 1.1):
-                result = await self._kinds[job.kind].run(job.params, self._model, self._model_timeout_s)
-        except NotTheJobsFault as error:
-            log.warning("provider trouble", uid=job.uid, error=error.title, message=str(error))
-            self._called(began, error.title)
-            metrics.RETRIED.labels(error.title).inc()
-            return Retry(time.time() + self._retry.delay_s(max(3, job.claims)))
+                result = await self._kinds[job.kind].run(job.params, model, self._model_timeout_s)
+        except NotTheJobsFault:
+            raise
         except Never as error:
-            self._called(began, error.title)
             return Failed(
                 Try(time.time(), error.title, f"{error} Sending the same request again will not help.")
             )
         except TryAgain as error:
-            self._called(began, error.title)
             return self._again(job, error.title, str(error), error.retry_after_s)
         except TimeoutError:
-            self._called(began, "Model timeout")
             return self._again(job, "Model timeout", "The model did not answer in time.", None)
         except Exception:  # a defect of the kind must cost this job's attempts, not the worker
             log.exception("kind failed", uid=job.uid, kind=job.kind)
             return self._again(job, "Internal error", "Something went wrong on our side.", None)
-        self._called(began, "ok")
         return Completed(result)
 
     def _again(self, job: Job, error: str, message: str, retry_after_s: float | None) -> Outcome:
@@ -297,5 +300,7 @@ class Jobs:
             log.warning("signals lost", jobs=len(signals), error=str(error))
         return [None] * len(signals)
 
-    def _called(self, began: float, outcome: str) -> None:
-        metrics.MODEL_SECONDS.labels(outcome).observe(time.monotonic() - began)
+
+def _too_late(trouble: str = "") -> Failed:
+    told = f"{trouble}No answer could be had in time. Please try again later."
+    return Failed(Try(time.time(), "Deadline passed", told))

@@ -34,7 +34,7 @@ from travelrec.errors import (
     Truncated,
 )
 from travelrec.ports import Answer, Question
-from travelrec.retry import retry_after_s
+from travelrec.retry import Allowance, allowance, retry_after_s
 
 _TOO_LATE = "The model did not answer in time."
 
@@ -82,7 +82,7 @@ class OpenAIModel:
         except openai.OpenAIError as error:
             raise _translated(error) from error
         try:
-            return _answer(json.loads(response.content))
+            return _answer(json.loads(response.content), allowance(response.headers))
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise BrokenOutput(
                 "The model's server answered with something else than a completion."
@@ -101,7 +101,7 @@ class OpenAIModel:
         return self._formats[question.schema_name]
 
 
-def _answer(body: Mapping[str, Any]) -> Answer:
+def _answer(body: Mapping[str, Any], allowed: Allowance | None) -> Answer:
     choice = body["choices"][0]
     message = choice["message"]
     if message.get("refusal"):
@@ -120,6 +120,7 @@ def _answer(body: Mapping[str, Any]) -> Answer:
         model=str(body.get("model", "")),
         input_tokens=int(usage.get("prompt_tokens", 0)),
         output_tokens=int(usage.get("completion_tokens", 0)),
+        allowance=allowed,
     )
 
 
@@ -150,14 +151,16 @@ def _by_cause(error: openai.APIConnectionError) -> ModelError:
 
 
 def _by_status(error: openai.APIStatusError) -> ModelError:
-    wish = retry_after_s({name.lower(): value for name, value in error.response.headers.items()}, time.time())
+    headers = error.response.headers
+    wish = retry_after_s(headers, time.time())
     match error.status_code:
         case 401 | 403:
             return BadKey("The model's server rejects the API key.")
         case 429 if error.code == "insufficient_quota":
             return NoQuota("The account at the model's provider has no quota left.")
         case 429:
-            return RateLimited("The model's server asks for fewer requests.", retry_after_s=wish)
+            message = "The model's server asks for fewer requests."
+            return RateLimited(message, retry_after_s=wish, allowance=allowance(headers))
         case 408 | 409 | 425:
             return ModelBusy(f"The model's server answered {error.status_code}.", retry_after_s=wish)
         case status if status >= 500:  # noqa: PLR2004 - HTTP's server errors

@@ -1,0 +1,310 @@
+"""The gate before a worker's model calls: first come, first served, as fast as the providers allow and no faster.
+
+Each provider has a concurrency (AIMD), a pace (its headers) and a breaker, see `limits`. A run waits here for a
+place, then makes its calls through it. The second provider is asked while the first one's breaker is open, and in the
+first one's stead after a failure that may be its own. Nothing here polls: a timer runs only while somebody waits for a
+moment that is known.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from types import TracebackType
+
+import structlog
+
+from travelrec import metrics
+from travelrec.errors import ModelBusy, ModelError, ModelTimeout, NotTheJobsFault, RateLimited
+from travelrec.ports import Answer, Model, Question
+from travelrec.retry import RetryPolicy
+from travelrec_worker.limits import NEVER, Breaker, Concurrency, Pace, Sent, State
+
+log = structlog.get_logger(__name__)
+
+_BACKOFF = RetryPolicy(base_s=1.0, cap_s=30.0)
+_FAILURES_IN_A_ROW = 10
+_FIRST_SHARE = 0.6  # of a run's time for the first provider, where there is a second
+_PATIENCE_S = 30.0  # then the jobs that wait at a gate that is shut go back, for workers that have a provider
+_TOKENS_IN, _TOKENS_OUT = metrics.TOKENS.labels("input"), metrics.TOKENS.labels("output")
+_TIMERS_S = 0.001  # a loop's timer may come so much early
+
+
+class Shut(Exception):
+    """No provider can be asked for some time: the job is to be handed back."""
+
+
+class Provider:
+    """A model, and what its answers teach about how to ask it."""
+
+    def __init__(self, name: str, model: Model, ceiling: int) -> None:
+        self.name = name
+        self.in_flight = 0
+        self._model = model
+        self._concurrency = Concurrency(ceiling)
+        self._pace = Pace(_BACKOFF)
+        self._breaker = Breaker(_BACKOFF, run=_FAILURES_IN_A_ROW)
+        self._shown = (0, State.OPEN)
+        self._show()
+
+    @property
+    def broken(self) -> bool:
+        """Whether its breaker waits, so that another provider is to be asked."""
+        return self._breaker.state is not State.CLOSED
+
+    def next_at(self, now: float) -> float:
+        """From when on it may be asked; `NEVER` until one of its calls has ended."""
+        if self.in_flight >= self._concurrency.allowed:
+            return NEVER
+        return max(self._breaker.next_at(), self._pace.next_at(now))
+
+    @property
+    def shut_until(self) -> float:
+        """Until when it is not to be asked at all; a time that has passed if it may be asked."""
+        return max(self._breaker.next_at(), self._pace.closed_until)
+
+    def enter(self, now: float) -> Sent:
+        """Takes up one place, and sends a call."""
+        self.in_flight += 1
+        return self.send(now)
+
+    def leave(self, unsent: Sent | None, now: float) -> None:
+        """Frees the place; the call it was entered with may not have been made."""
+        self.in_flight -= 1
+        if unsent is not None:
+            self._pace.unsent()
+            self._breaker.unknown(unsent, now)
+
+    def send(self, now: float) -> Sent:
+        """Counts a call that is about to be made."""
+        return self._breaker.send(self._pace.send(now))
+
+    async def ask(self, question: Question, timeout_s: float, sent: Sent) -> Answer:
+        """The answer to the call that was counted as `sent`; learns from it, or from its error."""
+        outcome = "cancelled"
+        try:
+            async with asyncio.timeout(timeout_s):
+                answer = await self._model.ask(question, timeout_s)
+            outcome = "ok"
+            _TOKENS_IN.inc(answer.input_tokens)
+            _TOKENS_OUT.inc(answer.output_tokens)
+            now = time.monotonic()
+            self._pace.answered(sent, answer.allowance, now)
+            self._works(sent, now)
+            return answer
+        except ModelError as error:
+            outcome = error.title
+            self._failed(sent, error)
+            raise
+        except TimeoutError as error:
+            late = ModelTimeout("The model did not answer in time.")
+            outcome = late.title
+            self._failed(sent, late)
+            raise late from error
+        finally:
+            if outcome == "cancelled":
+                self._breaker.unknown(sent, time.monotonic())
+            metrics.MODEL_SECONDS.labels(outcome).observe(time.monotonic() - sent.at)
+
+    def _works(self, sent: Sent, now: float) -> None:
+        self._concurrency.good()
+        self._breaker.good(sent, now)
+        if sent.probe:
+            log.info("provider back", provider=self.name)
+        self._show()
+
+    def _failed(self, sent: Sent, error: ModelError) -> None:
+        now = time.monotonic()
+        was_broken = self.broken
+        match error:
+            case RateLimited():
+                explained = self._pace.rejected(sent, error.allowance, error.retry_after_s, now)
+                self._breaker.good(sent, now)
+                if not explained:
+                    self._concurrency.bad(sent, now)
+            case NotTheJobsFault():
+                self._breaker.bad(sent, now, fatal=True)
+            case ModelBusy() | ModelTimeout():
+                self._concurrency.bad(sent, now)
+                self._breaker.bad(sent, now, fatal=False)
+            case _:  # the job's own trouble: the provider works
+                self._pace.answered(sent, None, now)
+                self._works(sent, now)
+        if self.broken and not was_broken:
+            log.warning("provider trouble", provider=self.name, error=error.title, message=str(error))
+        self._show()
+
+    def _show(self) -> None:
+        shown = (self._concurrency.allowed, self._breaker.state)
+        if shown != self._shown:
+            self._shown = shown
+            metrics.MODEL_CONCURRENCY.labels(self.name).set(self._concurrency.allowed)
+            metrics.BREAKER.labels(self.name).set(self._breaker.state)
+
+
+class Gate:
+    """Lets runs in, `ceiling` at the most; `intake` is set while more work is of use."""
+
+    def __init__(self, models: Sequence[Model], ceiling: int) -> None:
+        names = ("primary", "fallback")
+        self.providers = [Provider(name, model, ceiling) for name, model in zip(names, models, strict=False)]
+        self.intake = asyncio.Event()
+        self.intake.set()
+        self._ceiling = ceiling
+        self._waiting: deque[asyncio.Future[tuple[Provider, Sent]]] = deque()
+        self._shut_at = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = NEVER
+
+    def place(self, within_s: float, *, again: bool = False) -> Place:
+        """A place in turn, or before all others for a run that was let in `again`; see `Place`."""
+        return Place(self, within_s, again)
+
+    async def enter(self, within_s: float, again: bool) -> tuple[Provider, Sent]:
+        """Waits for a turn; raises `Shut`, or `TimeoutError` when there was none in time."""
+        now = time.monotonic()
+        if within_s <= 0:
+            raise TimeoutError
+        if again:
+            await asyncio.sleep(
+                0
+            )  # a run that is let in at once, and fails at once, leaves the loop to the others
+        if not self._waiting:
+            at, provider = self._next(now)
+            if provider is not None and at <= now:
+                return provider, provider.enter(now)
+        turn: asyncio.Future[tuple[Provider, Sent]] = asyncio.get_running_loop().create_future()
+        if again:
+            self._waiting.appendleft(turn)
+        else:
+            self._waiting.append(turn)
+        self.turn()
+        try:
+            async with asyncio.timeout(within_s):
+                return await turn
+        except BaseException:
+            if turn.done() and not turn.cancelled() and turn.exception() is None:
+                self.leave(*turn.result())
+            raise
+
+    def leave(self, provider: Provider, unsent: Sent | None) -> None:
+        """A run has ended; lets the next ones in."""
+        provider.leave(unsent, time.monotonic())
+        self.turn()
+
+    def turn(self) -> None:
+        """Lets in who may go, and sets the time for the next look."""
+        now = time.monotonic()
+        next_at = NEVER
+        while self._waiting:
+            if self._waiting[0].done():  # its run was cancelled
+                self._waiting.popleft()
+                continue
+            next_at, provider = self._next(now)
+            if provider is None or next_at > now:
+                break
+            self._waiting.popleft().set_result((provider, provider.enter(now)))
+        shut_until = min(provider.shut_until for provider in self.providers)
+        if shut_until > now:
+            self._pause(now)
+        else:
+            self.intake.set()
+        self._look_again(now, next_at if self._waiting else shut_until)
+
+    def _next(self, now: float) -> tuple[float, Provider | None]:
+        """When a call may be sent next, and to whom; a time that has passed means now."""
+        soonest: tuple[float, Provider | None] = (NEVER, None)
+        if sum(provider.in_flight for provider in self.providers) >= self._ceiling:
+            return soonest
+        for provider in self.providers:
+            at = provider.next_at(now)
+            if at <= now:
+                return at, provider
+            if at < soonest[0]:
+                soonest = at, provider
+            if not provider.broken:
+                break
+        return soonest
+
+    def _pause(self, now: float) -> None:
+        if self.intake.is_set():
+            self.intake.clear()
+            self._shut_at = now
+            broken = all(provider.broken for provider in self.providers)
+            metrics.PAUSES.labels("breaker" if broken else "rate limit").inc()
+        if now - self._shut_at >= _PATIENCE_S:
+            while len(self._waiting) > 1:  # the first one stays, to probe
+                waiting = self._waiting.pop()
+                if not waiting.done():
+                    waiting.set_exception(Shut())
+
+    def _look_again(self, now: float, at: float) -> None:
+        if not self.intake.is_set() and len(self._waiting) > 1:
+            at = min(at, self._shut_at + _PATIENCE_S)
+        elif not self._waiting and at <= now:
+            at = NEVER
+        if self._timer is not None and self._timer_at != at:
+            self._timer.cancel()
+            self._timer = None
+        if self._timer is None and at != NEVER:
+            self._timer_at = at
+            delay_s = max(0.0, at - now) + _TIMERS_S
+            self._timer = asyncio.get_running_loop().call_later(delay_s, self._timed)
+
+    def _timed(self) -> None:
+        self._timer = None
+        self.turn()
+
+
+class Place:
+    """A run's place at the gate while it is entered, and the `ports.Model` that the run calls there."""
+
+    def __init__(self, gate: Gate, within_s: float, again: bool) -> None:
+        self._gate = gate
+        self._within_s = within_s
+        self._again = again
+        self._provider = gate.providers[0]
+        self._sent: Sent | None = None
+
+    async def __aenter__(self) -> Place:
+        self._provider, self._sent = await self._gate.enter(self._within_s, self._again)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._gate.leave(self._provider, self._sent)
+
+    async def ask(self, question: Question, timeout_s: float) -> Answer:
+        """See `ports.Model`. All providers that are asked share `timeout_s`."""
+        began = time.monotonic()
+        provider, sent = self._provider, self._sent or self._provider.send(began)
+        self._sent = None
+        standby = self._standby(began)
+        if standby is None:
+            return await provider.ask(question, timeout_s, sent)
+        try:
+            return await provider.ask(question, timeout_s * _FIRST_SHARE, sent)
+        except RateLimited:
+            raise  # it works, and says when to come back
+        except (NotTheJobsFault, ModelBusy, ModelTimeout):
+            now = time.monotonic()
+            if standby.next_at(now) > now:
+                raise
+            with suppress(ModelError):  # what counts for the job is the first one's error
+                return await self._instead(standby, question, timeout_s - (now - began))
+            raise
+
+    async def _instead(self, standby: Provider, question: Question, timeout_s: float) -> Answer:
+        sent = standby.enter(time.monotonic())
+        try:
+            return await standby.ask(question, timeout_s, sent)
+        finally:
+            standby.leave(None, time.monotonic())
+
+    def _standby(self, now: float) -> Provider | None:
+        provider = self._gate.providers[-1]
+        return None if provider is self._provider or provider.broken else provider

@@ -1,0 +1,216 @@
+"""What a provider's answers teach: arithmetic, on a clock that the test turns."""
+
+import random
+from heapq import heappop, heappush
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from travelrec.retry import Allowance, RetryPolicy, allowance
+from travelrec_worker.limits import NEVER, Breaker, Concurrency, Pace, Sent, State
+
+BACKOFF = RetryPolicy(base_s=1.0, cap_s=30.0)
+
+
+def breaker(run: int = 3) -> Breaker:
+    return Breaker(BACKOFF, run=run, rng=random.Random(1))
+
+
+class Bucket:
+    """A provider's limit: `rate` a second, as many at once."""
+
+    def __init__(self, rate: float) -> None:
+        self.rate, self.tokens, self.at = rate, rate, 0.0
+
+    def take(self, now: float) -> tuple[bool, Allowance]:
+        self.tokens = min(self.rate, self.tokens + (now - self.at) * self.rate)
+        self.at = now
+        taken = self.tokens >= 1
+        self.tokens -= taken
+        return taken, self.told
+
+    @property
+    def told(self) -> Allowance:
+        return Allowance(int(self.rate), int(self.tokens), (self.rate - self.tokens) / self.rate)
+
+
+@given(st.integers(1, 1000), st.lists(st.tuples(st.booleans(), st.floats(0, 5)), max_size=200))
+def test_concurrency_stays_between_one_and_the_ceiling(ceiling: int, calls: list[tuple[bool, float]]) -> None:
+    """Whatever comes, at least one call is allowed and never more than the ceiling."""
+    concurrency, now = Concurrency(ceiling), 0.0
+    assert concurrency.allowed == ceiling
+    for good, latency_s in calls:
+        before = concurrency.allowed
+        sent = Sent(1, now)
+        now += latency_s
+        concurrency.good() if good else concurrency.bad(sent, now)
+        assert 1 <= concurrency.allowed <= ceiling
+        assert concurrency.allowed >= before if good else before // 2 <= concurrency.allowed <= before
+
+
+def test_a_round_of_failures_halves_concurrency_once() -> None:
+    """Of the calls that were on their way together, the first failure counts."""
+    concurrency = Concurrency(100)
+    for number in range(100):
+        concurrency.bad(Sent(number, 0.0), now=1.0 + number / 1000)
+    assert concurrency.allowed == 50
+    concurrency.bad(Sent(101, 2.0), now=3.0)
+    assert concurrency.allowed == 25
+
+
+@given(st.integers(2, 500))
+def test_concurrency_comes_back_in_rounds(ceiling: int) -> None:
+    """After one halving some ten rounds of good answers reach the ceiling again, and no single answer does."""
+    concurrency = Concurrency(ceiling)
+    concurrency.bad(Sent(1, 0.0), now=1.0)
+    rounds = 0
+    while concurrency.allowed < ceiling:
+        for _ in range(concurrency.allowed):
+            concurrency.good()
+        rounds += 1
+    assert rounds <= 15
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.sampled_from([5.0, 20.0, 100.0]), st.floats(0.01, 1.0), st.booleans(), st.integers(0, 2**32))
+def test_pace_uses_what_the_provider_allows(
+    rate: float, latency_s: float, told_late: bool, seed: int
+) -> None:
+    """95 % of the rate is used, and few calls are rejected, whether headers are written at a call's start or end."""
+    bucket, pace, rng = Bucket(rate), Pace(BACKOFF), random.Random(seed)
+    now, seconds, at_once = 0.0, 10.0, 300
+    taken = rejected = 0
+    on_their_way: list[tuple[float, int, Sent, bool, Allowance]] = []
+    while now < seconds:
+        while pace.next_at(now) <= now and len(on_their_way) < at_once:
+            sent = pace.send(now)
+            ok, told = bucket.take(now)
+            taken += ok
+            rejected += not ok
+            ends_at = now + (latency_s * rng.uniform(0.8, 1.2) if ok else 0.005)
+            heappush(on_their_way, (ends_at, taken + rejected, sent, ok, told))
+        while on_their_way and on_their_way[0][0] <= now:
+            _, _, sent, ok, told = heappop(on_their_way)
+            if ok:
+                pace.answered(sent, bucket.told if told_late else told, now)
+            else:
+                pace.rejected(sent, told, 1 / rate, now)
+        now += 0.002
+    assert taken >= 0.95 * rate * seconds
+    assert rejected <= at_once + 0.5 * taken
+
+
+def test_a_429_closes_for_as_long_as_it_asks() -> None:
+    """Retry-After holds for all, the longest wish wins, and none holds longer than an hour."""
+    pace = Pace(BACKOFF)
+    first, second = pace.send(0.0), pace.send(0.0)
+    assert not pace.rejected(first, None, 5.0, now=1.0)
+    pace.rejected(second, None, 2.0, now=1.0)
+    assert pace.next_at(1.0) == 6.0
+    pace.rejected(pace.send(7.0), None, 1e9, now=8.0)
+    assert pace.next_at(8.0) == 3608.0
+
+
+def test_429s_that_say_nothing_close_for_longer_and_longer() -> None:
+    """Without headers the pause backs off, once a round."""
+    pace, now, pauses = Pace(RetryPolicy(base_s=1.0, cap_s=30.0), random.Random(3)), 0.0, []
+    for _ in range(8):
+        calls = [pace.send(now) for _ in range(5)]
+        for call in calls:
+            pace.rejected(call, None, None, now + 1.0)
+        pauses.append(pace.next_at(now + 1.0) - now - 1.0)
+        now = pace.next_at(now + 1.0) + 0.001
+    assert all(0 <= pause <= min(30, 2**number) for number, pause in enumerate(pauses))
+    assert max(pauses) > 5
+
+
+def test_a_provider_that_tells_nothing_is_not_paced() -> None:
+    """Without headers every call may be sent at once."""
+    pace = Pace(BACKOFF)
+    for _ in range(1000):
+        assert pace.next_at(0.0) <= 0.0
+        pace.answered(pace.send(0.0), None, 0.0)
+
+
+def test_one_error_that_no_job_is_to_blame_for_opens_the_breaker() -> None:
+    """A rejected key shuts it at once; other failures only in a row."""
+    shut = breaker()
+    shut.bad(Sent(1, 0.0), 1.0, fatal=True)
+    assert shut.state is State.OPEN
+    assert shut.next_at() > 1.0
+    shut = breaker(run=3)
+    for number in range(2):
+        shut.bad(Sent(number, 0.0), 1.0, fatal=False)
+    shut.good(Sent(3, 0.0), 1.0)
+    for number in range(3):
+        assert shut.state is State.CLOSED
+        shut.bad(Sent(number, 0.0), 1.0, fatal=False)
+    assert shut.state is State.OPEN
+
+
+@given(st.lists(st.sampled_from(["send", "good", "bad", "fatal", "unknown", "wait"]), max_size=100))
+def test_there_is_one_probe_at_a_time(moves: list[str]) -> None:
+    """Whatever happens, a call that is sent while a probe is on its way is none, and none is sent before its time."""
+    shut, now, number = breaker(), 0.0, 0
+    on_their_way: list[Sent] = []
+    for move in moves:
+        now += 0.5
+        if move == "wait":
+            now += 40
+        elif move == "send":
+            if shut.next_at() > now:
+                continue
+            number += 1
+            on_their_way.append(shut.send(Sent(number, now)))
+        elif on_their_way:
+            sent = on_their_way.pop(number % len(on_their_way))
+            match move:
+                case "good":
+                    shut.good(sent, now)
+                case "unknown":
+                    shut.unknown(sent, now)
+                case _:
+                    shut.bad(sent, now, fatal=move == "fatal")
+        probes = sum(sent.probe for sent in on_their_way)
+        assert probes == (shut.state is State.PROBING)
+        assert (shut.next_at() == NEVER) == (shut.state is State.PROBING)
+
+
+def test_only_the_probe_closes_the_breaker() -> None:
+    """An answer to a call from before says nothing about now; a failed probe opens it again."""
+    shut = breaker()
+    early = shut.send(Sent(1, 0.0))
+    shut.bad(Sent(2, 0.0), 1.0, fatal=True)
+    shut.good(early, 2.0)
+    assert shut.state is State.OPEN
+    probe = shut.send(Sent(3, 50.0))
+    shut.bad(probe, 51.0, fatal=False)
+    assert shut.state is State.OPEN
+    probe = shut.send(Sent(4, 100.0))
+    shut.good(probe, 101.0)
+    assert shut.state is State.CLOSED
+    shut.bad(Sent(5, 99.0), 102.0, fatal=True)
+    assert shut.state is State.CLOSED, "a failure from before the probe is old news"
+
+
+def test_headers_are_read_in_every_form() -> None:
+    """Durations as OpenAI writes them, or bare seconds; what is missing or senseless counts as no header."""
+
+    def told(reset: str, remaining: str = "3") -> Allowance | None:
+        prefix = "x-ratelimit-"
+        return allowance(
+            {
+                f"{prefix}limit-requests": "20",
+                f"{prefix}remaining-requests": remaining,
+                f"{prefix}reset-requests": reset,
+            }
+        )
+
+    assert told("850ms") == Allowance(20, 3, 0.85)
+    assert told("6m0s") == Allowance(20, 3, 360.0)
+    assert told("1h2m3.5s") == Allowance(20, 3, 3723.5)
+    assert told("2") == Allowance(20, 3, 2.0)
+    for unreadable in ("", "soon", "-1", "nan", "inf", "1x", "s"):
+        assert told(unreadable) is None
+    assert told("1s", remaining="-1") is None
+    assert allowance({}) is None
