@@ -81,7 +81,10 @@ class Reference:
                 )
             case Retry(due_at, last):
                 tries = (*job.tries, *([last] if last else []))
-                self._change(one.uid, phase=Phase.WAITING, token=None, due_at=due_at, tries=tries)
+                claims = job.claims - (last is None)
+                self._change(
+                    one.uid, phase=Phase.WAITING, token=None, due_at=due_at, tries=tries, claims=claims
+                )
             case _:
                 self._change(one.uid, phase=Phase.WAITING, token=None, due_at=now, claims=job.claims - 1)
 

@@ -166,11 +166,17 @@ def test_failed_job_says_why() -> None:
 
 
 def test_retry_waits_and_keeps_the_reason() -> None:
-    """A run to be tried again backs off; an attempt without a reason isn't counted."""
+    """A run to be tried again backs off, and its attempt is counted with its reason."""
     again = settled(claimed(job(), "t", NOW + 30), Retry(NOW + 9, TRY), NOW, RETENTION_S)
     assert (again.phase, again.token, again.due_at, again.tries) == (Phase.WAITING, None, NOW + 9, (TRY,))
-    assert settled(again, Retry(NOW + 20), NOW, RETENTION_S).tries == (TRY,)
-    assert not again.ended
+    assert (again.claims, again.ended) == (1, False)
+
+
+def test_retry_that_costs_no_attempt_costs_no_claim() -> None:
+    """A run that waited for a leader or for the provider was lost by no worker, however often that happens."""
+    again = settled(claimed(job(claims=2, tries=(TRY,)), "t", NOW + 30), Retry(NOW + 9), NOW, RETENTION_S)
+    assert (again.phase, again.token, again.due_at) == (Phase.WAITING, None, NOW + 9)
+    assert (again.claims, again.tries) == (2, (TRY,))
 
 
 def test_handed_back_as_if_never_claimed() -> None:

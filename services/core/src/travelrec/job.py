@@ -66,7 +66,7 @@ class Job:
     phase: Phase | None = Phase.QUEUED
     due_at: float = 0.0
     token: str | None = None  # of the newest lease; a result is taken only from its holder
-    claims: int = 0
+    claims: int = 0  # that cost an attempt or whose worker was lost; too many of those end the job
     tries: tuple[Try, ...] = ()
     result: Mapping[str, Json] | None = None
     error: str | None = None  # why it failed or was cancelled: a short public title, and what to do
@@ -97,7 +97,7 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """The outcome of a run that is to be tried again at `due_at`; without `last` it cost no attempt."""
+    """The outcome of a run that is to be tried again at `due_at`; without `last` it cost neither attempt nor claim."""
 
     due_at: float
     last: Try | None = None
@@ -186,8 +186,8 @@ def settled(job: Job, outcome: Outcome, now: float, retention_s: float) -> Job:
                 job, Status.FAILED, now, retention_s, tries=tries, error=last.error, message=last.message
             )
         case Retry(due_at, last):
-            tries = job.tries if last is None else (*job.tries, last)
-            return replace(job, phase=Phase.WAITING, token=None, due_at=due_at, tries=tries)
+            tries, claims = (job.tries, job.claims - 1) if last is None else ((*job.tries, last), job.claims)
+            return replace(job, phase=Phase.WAITING, token=None, due_at=due_at, tries=tries, claims=claims)
         case HandedBack():
             return replace(job, phase=Phase.WAITING, token=None, due_at=now, claims=job.claims - 1)
 

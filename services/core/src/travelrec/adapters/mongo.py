@@ -195,7 +195,9 @@ class MongoStore:
                     "$set": {"phase": Phase.WAITING.value, "due_at": due_at, "settled": token},
                     "$unset": {"token": ""},
                 }
-                return waits if last is None else {**waits, "$push": {"tries": try_to_record(last)}}
+                if last is None:
+                    return {**waits, "$inc": {"claims": -1}}
+                return {**waits, "$push": {"tries": try_to_record(last)}}
             case HandedBack():
                 return {
                     "$set": {"phase": Phase.WAITING.value, "due_at": now, "settled": token},
