@@ -27,8 +27,8 @@ class History:
         self.story: list[str] = []
         self.ended_at: dict[str, float] = {}
         self.claims: Counter[str] = Counter()
-        self.waits: Counter[str] = Counter()  # uid → how often it was to be tried again
-        self.publishes: Counter[str] = Counter()
+        self.publishes: Counter[str] = Counter()  # before the first claim
+        self.wished: dict[str, float] = {}  # key → when the provider wants to be asked again, at the earliest
         self.dead_letters: set[str] = set()
         self.calls: Counter[str] = Counter()  # of the model, by key
         self.excused: Counter[str] = Counter()  # those that failed by nobody's fault
@@ -66,8 +66,9 @@ class History:
                 continue
             if old.token != one.token:
                 self.never(f"a result counted without the lease: {one.uid}")
-            if isinstance(one.outcome, Retry | HandedBack):
-                self.waits[one.uid] += 1
+            if isinstance(one.outcome, Retry) and one.outcome.last is not None:
+                if one.outcome.due_at < self.wished.get(new.params["key"], 0.0) - CLOCKS_S:
+                    self.never(f"to be tried again before the provider wished: {one.uid}")
             if isinstance(one.outcome, HandedBack) and (new.claims, new.tries) != (old.claims - 1, old.tries):
                 self.never(f"handing back cost something: {one.uid}")
         return stood
@@ -103,7 +104,7 @@ class History:
         if topic == JOBS_TOPIC:
             uid = decode_job(message)
             self.tell(f"published {uid[-4:]}")
-            self.publishes[uid] += 1
+            self.publishes[uid] += not self.claims[uid]
             if uid not in self.jobs:
                 self.never(f"a message names a job that does not stand: {uid}")
         elif topic == dead_letter_topic(JOBS_TOPIC):
@@ -133,10 +134,11 @@ class History:
                 self.never(f"a result of another request: {uid} {job.result}")
             if job.status is Status.FAILED and uid not in self.dead_letters:
                 self.never(f"failed without a dead letter: {uid}")
-            if len(job.tries) > self.failed[key]:
+            timed_out = 0 if self.calm else self.aborted[key]  # of a frozen process
+            if len(job.tries) > self.failed[key] + timed_out:
                 self.never(f"more attempts than failed calls: {uid}")
-            if self.calm and self.publishes[uid] > 1 + self.waits[uid]:
-                self.never(f"published {self.publishes[uid]} times, to be tried again {self.waits[uid]}: {uid}")
+            if self.calm and self.publishes[uid] > 1:
+                self.never(f"published {self.publishes[uid]} times before anybody had it: {uid}")
         for uid in answered - set(self.jobs):
             self.never(f"lost: {uid}")
         for key, calls in self.calls.items():

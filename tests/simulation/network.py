@@ -22,6 +22,7 @@ Answer = TypeVar("Answer")
 TIMEOUT_S = 5.0
 SESSION_S = 6.0
 COMMIT_EVERY_S = 0.1
+COMMIT_AGAIN_S = 1.0
 PARTITIONS = 3
 
 
@@ -245,28 +246,31 @@ class Subscription:
         self._dirty.set()
 
     async def commit_now_and_then(self) -> None:
+        pause_s = COMMIT_EVERY_S
         while True:
             await self._dirty.wait()
-            await asyncio.sleep(COMMIT_EVERY_S)
+            await asyncio.sleep(pause_s)
             self._dirty.clear()
-            await self.commit()
+            pause_s = COMMIT_EVERY_S if await self.commit() else COMMIT_AGAIN_S
 
-    async def commit(self) -> None:
+    async def commit(self) -> bool:
         positions = {
             partition: position
             for partition, offsets in self._offsets.items()
             if self.group.owner(partition) is self and (position := offsets.committable()) is not None
         }
         if not positions:
-            return
+            return True
         try:
             noted = await self._cluster.network.call(
                 lambda: self._cluster.commit(self._topic, self.group, self, positions), BrokerUnavailable
             )
         except BrokerUnavailable:
-            return
+            self._dirty.set()
+            return False
         for partition in noted:
             self._offsets[partition].committed(positions[partition])
+        return True
 
 
 class Delivery:

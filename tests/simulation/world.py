@@ -83,21 +83,18 @@ KINDS = {"simulated": Kind(_run, lambda params: params["key"], 3600.0)}
 
 
 class SimulatedModel:
-    """Answers, fails, or hangs; knows when it asked to be left alone."""
+    """Answers, fails, or hangs."""
 
-    def __init__(self, history: History, rng: random.Random, loop: VirtualLoop) -> None:
+    def __init__(self, history: History, rng: random.Random) -> None:
         self._history = history
         self._rng = rng
-        self._loop = loop
-        self._not_before: dict[str, float] = {}
         self.running: dict[object, str] = {}  # call → key
 
     async def ask(self, question: Question, timeout_s: float) -> Answer:
         key, history = question.user, self._history
         history.calls[key] += 1
         history.tell(f"model call for {key}")
-        if key.startswith("own") and self._loop.now < self._not_before.get(key, 0.0):
-            history.never(f"asked again before the time: {key}")
+        history.wished.pop(key, None)
         call = object()
         self.running[call] = key
         try:
@@ -128,7 +125,8 @@ class SimulatedModel:
         if dice > 0.8:
             raise ModelBusy("The model is busy.")
         if dice > 0.7:
-            self._not_before[key] = self._loop.now + 10.0 - 2.1
+            if list(self.running.values()).count(key) == 1:
+                self._history.wished[key] = self._history.now + 10.0
             raise ModelBusy("The model is busy.", retry_after_s=10.0)
         if dice > 0.65:
             raise BadModelRequest("The model does not like it.")
@@ -170,7 +168,7 @@ class World:
         self.network.faulty = not self.calm
         self.cluster = Cluster(self.network, self.history)
         self.signals = Signals(self.network)
-        self.model = SimulatedModel(self.history, self.rng, loop)
+        self.model = SimulatedModel(self.history, self.rng)
         self.answered: set[str] = set()
         self.keyed: dict[str, set[str]] = {}  # idempotency key → the uids it was answered with
         self.faults: Counter[str] = Counter()

@@ -39,6 +39,7 @@ from travelrec.wire import Message, Signal, decode_signals, encode_signals
 log = logging.getLogger(__name__)
 
 _COMMIT_EVERY_S = 0.1
+_COMMIT_AGAIN_S = 1.0  # after one that failed: what is not noted looks like a backlog to the sweepers
 _BATCH_BYTES = 512 * 1024
 _PEEK_BYTES = 4096
 _READY_S = 2.0  # to begin to listen, where the broker is there
@@ -289,13 +290,15 @@ class _KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # ai
         await self._commit()
 
     async def _commit_now_and_then(self) -> None:
+        pause_s = _COMMIT_EVERY_S
         while True:
             await self._dirty.wait()
-            await asyncio.sleep(_COMMIT_EVERY_S)
+            await asyncio.sleep(pause_s)
             self._dirty.clear()
-            await self._commit()
+            noted = await self._commit()
+            pause_s = _COMMIT_EVERY_S if noted else _COMMIT_AGAIN_S
 
-    async def _commit(self) -> None:
+    async def _commit(self) -> bool:
         assigned = self._consumer.assignment()
         positions = {
             place: position
@@ -303,17 +306,19 @@ class _KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # ai
             if place in assigned and (position := offsets.committable()) is not None
         }
         if not positions:
-            return
+            return True
         try:
             async with asyncio.timeout(10.0):
                 await self._consumer.commit({p: OffsetAndMetadata(at, "") for p, at in positions.items()})
         except (CommitFailedError, IllegalStateError, KafkaError, TimeoutError) as error:
-            # not noted: those messages come again and their jobs are found claimed or finished
+            # not noted: if this process ends now, those messages come again and their jobs are found claimed
             log.warning("offsets were not committed: %s", error or type(error).__name__)
-            return
+            self._dirty.set()
+            return False
         for place, position in positions.items():
             if place in self._offsets:
                 self._offsets[place].committed(position)
+        return True
 
 
 class KafkaSignals:
