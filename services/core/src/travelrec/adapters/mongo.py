@@ -259,12 +259,15 @@ class MongoStore:
             if bid.instead_of is not None
         ]
         updates += [UpdateOne({"_id": key}, {"$setOnInsert": one}, upsert=True) for key, one in mine.items()]
+        new: set[str] = set()
         try:
             with _translated():
-                await self._leads.bulk_write(updates, ordered=False)
+                done = await self._leads.bulk_write(updates, ordered=False)
+            new.update((done.upserted_ids or {}).values())
         except BulkWriteError as error:  # two upserts of one key raced: the other stands
             _only_duplicates(error)
-        led = await self.leaders([bid.key for bid in bids])
+        others = [bid.key for bid in bids if bid.key not in new]
+        led = await self.leaders(others) if others else {}
         return [led.get(bid.key, bid.uid) for bid in bids]
 
     async def leaders(self, keys: Sequence[str]) -> dict[str, str]:
