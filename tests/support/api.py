@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import aiohttp
 from yarl import URL
 
-from travelrec.connect import Parts, opened_model, opened_parts
+from travelrec.connect import Parts, opened_models, opened_parts
 from travelrec.fake_openai import FakeOpenAI, FakeSettings, running
 from travelrec.settings import Settings
 from travelrec_api.app import create_app
@@ -123,7 +123,7 @@ async def running_api(
             fake = await stack.enter_async_context(running(model))
             asked = read.model_copy(update={"openai_base_url": fake.base_url})
             await stack.enter_async_context(
-                running_jobs(asked, opened, await stack.enter_async_context(opened_model(asked)))
+                running_jobs(asked, opened, *await stack.enter_async_context(opened_models(asked)))
             )
         edge = create_app(read, opened)[1]
         listening = socket.socket()

@@ -106,7 +106,7 @@ OF_FAULT: dict[str, type[ModelError] | None] = {
     "length": Truncated,
     "content-filter": Filtered,
     "wrong-model": BadModelRequest,
-    "no-json-schema": BadModelRequest,
+    "no-json-schema": None,  # then it is asked for JSON alone
     # the answer as such is fine; the kind looks at its text
     "broken-json": None,
     "wrong-schema": None,
@@ -130,7 +130,44 @@ async def test_each_fault_is_one_error_of_ours(fault: str) -> None:
             error = await error_of(fake.base_url, timeout_s)
             assert type(error) is expected
             assert_fit_for_a_user(error)
-        assert fake.stats()["calls"] == 1
+        assert fake.stats()["calls"] == (2 if fault == "no-json-schema" else 1)
+
+
+@dataclass
+class Picky(Server):
+    """Rejects every `response_format`."""
+
+    async def handle(self, request: web.BaseRequest) -> web.Response:
+        self.body, self.status = completion(content="{}"), 200
+        if "response_format" in json.loads(await request.read()):
+            self.body, self.status = b'{"error": {"message": "Unknown field response_format."}}', 400
+        return await super().handle(request)
+
+
+async def test_a_server_that_knows_no_answer_format_is_asked_in_words() -> None:
+    """From schema to JSON mode to words, once; every form below the first has the schema in its prompt."""
+    async with Picky().running() as server, model(server.url) as asked:
+        for _ in range(2):
+            assert (await asked.ask(QUESTION, LONG_S)).text == "{}"
+    bodies = [body for _, _, body in server.asked]
+    forms = [body.get("response_format", {}).get("type") for body in bodies]
+    assert forms == ["json_schema", "json_object", None, None]
+    prompts = [body["messages"][0]["content"] for body in bodies]
+    assert [json.dumps(QUESTION.schema) in prompt for prompt in prompts] == [False, True, True, True]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"a": {"b": 1}}',
+        'Sure!\n```json\n{"a": {"b": 1}}\n```\nEnjoy {it}.',
+        'First {this}, then {"a": {"b": 1}}.',
+    ],
+)
+async def test_the_object_in_the_text_is_the_answer(text: str) -> None:
+    """Code fences and pleasantries around the first JSON object are no reason to pay a second time."""
+    async with Server(completion(content=text)).running() as server, model(server.url) as asked:
+        assert (await asked.ask(QUESTION, LONG_S)).text == '{"a": {"b": 1}}'
 
 
 def assert_fit_for_a_user(error: ModelError) -> None:

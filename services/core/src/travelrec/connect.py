@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
@@ -100,8 +100,11 @@ async def _signals(settings: Settings, broker: Broker) -> AsyncIterator[Signals]
 
 
 @asynccontextmanager
-async def opened_model(settings: Settings) -> AsyncIterator[Model]:
-    """The model that the settings name; nothing is asked yet. Raises `BadSetting` when they name none."""
+async def opened_models(settings: Settings) -> AsyncIterator[Sequence[Model]]:
+    """The model that the settings name, and its fall-back if they do; nothing is asked yet.
+
+    Raises `BadSetting` when they name none.
+    """
     if settings.offline_model:
         raise BadSetting(
             "OPENAI_API_KEY: is not set; set it, or OPENAI_BASE_URL to a compatible server"
@@ -109,14 +112,25 @@ async def opened_model(settings: Settings) -> AsyncIterator[Model]:
         )
     from travelrec.adapters.openai import OpenAIModel
 
-    key = settings.openai_api_key
-    async with OpenAIModel.opened(
-        api_key=key.get_secret_value() if key else "not-needed",
-        base_url=settings.openai_base_url,
-        model=settings.openai_model,
-        connections=settings.worker_concurrency,
-    ) as model:
-        yield model
+    named = [(settings.openai_api_key, settings.openai_base_url, settings.openai_model)]
+    if settings.has_fallback:
+        key, base_url, model = named[0]
+        if settings.openai_fallback_base_url:  # one provider's key is not shown to another
+            key, base_url = None, settings.openai_fallback_base_url
+        key = settings.openai_fallback_api_key or key
+        named.append((key, base_url, settings.openai_fallback_model or model))
+    async with AsyncExitStack() as stack:
+        yield [
+            await stack.enter_async_context(
+                OpenAIModel.opened(
+                    api_key=key.get_secret_value() if key else "not-needed",
+                    base_url=base_url,
+                    model=model,
+                    connections=settings.worker_concurrency,
+                )
+            )
+            for key, base_url, model in named
+        ]
 
 
 def _missing(setting: str, scheme: str, extra: str) -> BadSetting:

@@ -79,8 +79,26 @@ class Settings(BaseSettings):
         None, validation_alias="OPENAI_BASE_URL", description="an OpenAI-compatible server", repr=False
     )
     openai_model: str = Field("gpt-4o-mini", validation_alias="OPENAI_MODEL", description="the model's name")
+    openai_fallback_api_key: SecretStr | None = Field(
+        None,
+        validation_alias="OPENAI_FALLBACK_API_KEY",
+        description="the second provider's key; default: the first's, unless it has a server of its own",
+    )
+    openai_fallback_base_url: str | None = Field(
+        None,
+        validation_alias="OPENAI_FALLBACK_BASE_URL",
+        description="the server of a second provider, asked while the first fails",
+        repr=False,
+    )
+    openai_fallback_model: str | None = Field(
+        None, validation_alias="OPENAI_FALLBACK_MODEL", description="the second provider's or a second model"
+    )
     model_timeout_s: float = Field(
-        60.0, gt=0, le=3600, validation_alias="MODEL_TIMEOUT", description="seconds for one model call"
+        60.0,
+        gt=0,
+        le=3600,
+        validation_alias="MODEL_TIMEOUT",
+        description="seconds for one attempt of a job, all its model calls together",
     )
 
     recommendation_cache_ttl_s: float = Field(
@@ -147,7 +165,7 @@ class Settings(BaseSettings):
             raise ValueError(f"{scheme}:// needs a host")
         return url
 
-    @field_validator("openai_base_url")
+    @field_validator("openai_base_url", "openai_fallback_base_url")
     @classmethod
     def _http(cls, url: str | None) -> str | None:
         if url and not url.startswith(("http://", "https://")):
@@ -158,6 +176,11 @@ class Settings(BaseSettings):
     def offline_model(self) -> bool:
         """Whether no model was named, so that the built-in one answers."""
         return self.openai_api_key is None and self.openai_base_url is None
+
+    @property
+    def has_fallback(self) -> bool:
+        """Whether a second provider or model is named."""
+        return any((self.openai_fallback_api_key, self.openai_fallback_base_url, self.openai_fallback_model))
 
     @property
     def sqlite_path(self) -> Path:

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import structlog
 
-from travelrec.connect import Parts, opened_model, opened_parts
+from travelrec.connect import Parts, opened_models, opened_parts
 from travelrec.errors import BadSetting
 from travelrec.health import Probes
 from travelrec.kinds import kinds
@@ -91,11 +91,11 @@ async def work(settings: Settings, roles: Sequence[str]) -> None:
     for sign in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(sign, stopping.set)
     async with AsyncExitStack() as stack:
-        model = await stack.enter_async_context(opened_model(settings))
+        models = await stack.enter_async_context(opened_models(settings))
         parts = await stack.enter_async_context(opened_parts(settings))
         probes = Probes({"store": parts.store.ping, "broker": parts.broker.ping}, {})
         await stack.enter_async_context(served(probes, settings.host, settings.metrics_port))
-        engine = await stack.enter_async_context(running_jobs(settings, parts, model))
+        engine = await stack.enter_async_context(running_jobs(settings, parts, *models))
         log.info("worker started", roles=list(roles or ROLES), concurrency=settings.worker_concurrency)
         joined = asyncio.create_task(engine.joined.wait())
         await asyncio.wait(

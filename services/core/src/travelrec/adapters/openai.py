@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -17,6 +18,7 @@ from typing import Any  # a provider's JSON
 import aiohttp
 import httpx2
 import openai
+import structlog
 from openai import AsyncOpenAI, DefaultAioHttpClient
 
 from travelrec.errors import (
@@ -36,7 +38,15 @@ from travelrec.errors import (
 from travelrec.ports import Answer, Question
 from travelrec.retry import Allowance, allowance, retry_after_s
 
+log = structlog.get_logger(__name__)
+
+_FORMS = ("json_schema", "json_object", "text")  # from the strictest to what every server can do
+_OBJECTS_TRIED = 20
 _TOO_LATE = "The model did not answer in time."
+
+
+class _UnsupportedForm(BadModelRequest):
+    """The server can't be asked for an answer of this form."""
 
 
 class OpenAIModel:
@@ -46,6 +56,7 @@ class OpenAIModel:
         self._client = client
         self._model = model
         self._formats: dict[str, Any] = {}
+        self._form = _FORMS[0]
 
     @classmethod
     @asynccontextmanager
@@ -62,16 +73,36 @@ class OpenAIModel:
             yield cls(client, model)
 
     async def ask(self, question: Question, timeout_s: float) -> Answer:
-        """See `ports.Model`."""
+        """See `ports.Model`. What the server can't do is found out once, and remembered."""
+        ends_at = time.monotonic() + timeout_s
+        while True:
+            form = self._form
+            try:
+                return await self._ask(question, form, ends_at - time.monotonic())
+            except _UnsupportedForm:
+                if form == _FORMS[-1]:
+                    raise
+                if form == self._form:
+                    self._form = _FORMS[_FORMS.index(form) + 1]
+                    log.warning("model server lacks an answer format", lacks=form, uses=self._form)
+
+    async def _ask(self, question: Question, form: str, timeout_s: float) -> Answer:
+        system = question.system
+        if form != "json_schema":
+            schema = json.dumps(question.schema)
+            system = f"{system}\nAnswer with one JSON object of this JSON schema and nothing else: {schema}"
         body = {
             "model": self._model,
             "messages": [
-                {"role": "system", "content": question.system},
+                {"role": "system", "content": system},
                 {"role": "user", "content": question.user},
             ],
-            "response_format": self._format(question),
             "max_completion_tokens": question.max_tokens,
         }
+        if form == "json_schema":
+            body["response_format"] = self._format(question)
+        elif form == "json_object":
+            body["response_format"] = {"type": "json_object"}
         try:
             async with asyncio.timeout(timeout_s):  # the SDK's own begins again with every byte
                 response = await self._client.post(
@@ -116,12 +147,25 @@ def _answer(body: Mapping[str, Any], allowed: Allowance | None) -> Answer:
         raise TypeError(type(text))
     usage = body.get("usage") or {}
     return Answer(
-        text=text or "",
+        text=_object_in(text or ""),
         model=str(body.get("model", "")),
         input_tokens=int(usage.get("prompt_tokens", 0)),
         output_tokens=int(usage.get("completion_tokens", 0)),
         allowance=allowed,
     )
+
+
+def _object_in(text: str) -> str:
+    """The first JSON object in `text`, which may stand in a code fence or between sentences; else `text` itself."""
+    decoder, at = json.JSONDecoder(), text.find("{")
+    for _ in range(_OBJECTS_TRIED if text.lstrip()[:1] != "{" else 0):
+        if at < 0:
+            break
+        try:
+            return text[at : decoder.raw_decode(text, at)[1]]
+        except (ValueError, RecursionError):
+            at = text.find("{", at + 1)
+    return text
 
 
 def _translated(error: openai.OpenAIError) -> ModelError:
@@ -161,6 +205,8 @@ def _by_status(error: openai.APIStatusError) -> ModelError:
         case 429:
             message = "The model's server asks for fewer requests."
             return RateLimited(message, retry_after_s=wish, allowance=allowance(headers))
+        case 400 | 422 if re.search("response_format|json_schema|json_object", error.message):
+            return _UnsupportedForm(f"The model's server rejects the request ({error.status_code}).")
         case 408 | 409 | 425:
             return ModelBusy(f"The model's server answered {error.status_code}.", retry_after_s=wish)
         case status if status >= 500:  # noqa: PLR2004 - HTTP's server errors

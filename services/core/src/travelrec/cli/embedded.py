@@ -91,7 +91,7 @@ async def _started(
 ) -> AsyncIterator[tuple[str, asyncio.Task[None]]]:
     """The API answers at the URL while the task runs; leaving ends it and everything behind it, in reverse."""
     try:
-        from travelrec.connect import opened_model, opened_parts
+        from travelrec.connect import opened_models, opened_parts
         from travelrec_api.app import create_app
         from travelrec_api.server import served_in_process
         from travelrec_worker.app import running_jobs
@@ -107,8 +107,8 @@ async def _started(
         if settings.offline_model:
             _say(f"[yellow]{_OFFLINE}[/yellow]")
             settings = await stack.enter_async_context(_with_offline_model(settings))
-        model = await stack.enter_async_context(opened_model(settings))
-        await stack.enter_async_context(running_jobs(settings, parts, model))
+        models = await stack.enter_async_context(opened_models(settings))
+        await stack.enter_async_context(running_jobs(settings, parts, *models))
         serving = await stack.enter_async_context(served_in_process(edge, listening))
         host, port = listening.getsockname()[:2]
         if host in ("127.0.0.1", "0.0.0.0", "::"):  # noqa: S104 - only shown
