@@ -206,7 +206,8 @@ class Jobs:
             return Failed(Try(now, error, told))
         metrics.RETRIED.labels(error).inc()
         delay_s = self._retry.delay_s(attempts, retry_after_s=retry_after_s)
-        return Retry(now + delay_s, Try(now, error, message))
+        due_at = min(now + delay_s, job.created_at + self._deadline_s)  # behind which it only fails
+        return Retry(due_at, Try(now, error, message))
 
     async def _settle(self, job: Job, outcome: Outcome) -> None:
         """Writes the outcome, however long the store is away."""
