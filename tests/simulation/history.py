@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from simulation.loop import EPOCH, VirtualLoop, driven, process_now
 from travelrec.adapters.memory import MemoryStore
 from travelrec.job import HandedBack, Job, Phase, Retry, Settlement, Status
-from travelrec.wire import JOBS_TOPIC, Message, decode_job, dead_letter_topic
+from travelrec.wire import JOBS_TOPIC, Message, dead_letter_topic, decode_job
 
 CLOCKS_S = 2.1  # what two clocks differ by at the most, and a little
 
@@ -25,6 +25,7 @@ class History:
         self.jobs = self.memory.jobs = _Watched(self)  # type: ignore[assignment]
         self.violations: list[str] = []
         self.story: list[str] = []
+        self.changed_at = 0.0
         self.ended_at: dict[str, float] = {}
         self.claims: Counter[str] = Counter()
         self.publishes: Counter[str] = Counter()  # before the first claim
@@ -66,15 +67,20 @@ class History:
                 continue
             if old.token != one.token:
                 self.never(f"a result counted without the lease: {one.uid}")
-            if isinstance(one.outcome, Retry) and one.outcome.last is not None:
-                if one.outcome.due_at < self.wished.get(new.params["key"], 0.0) - CLOCKS_S:
-                    self.never(f"to be tried again before the provider wished: {one.uid}")
+            wished = self.wished.get(new.params["key"], 0.0) - CLOCKS_S
+            if (
+                isinstance(one.outcome, Retry)
+                and one.outcome.last is not None
+                and one.outcome.due_at < wished
+            ):
+                self.never(f"to be tried again before the provider wished: {one.uid}")
             if isinstance(one.outcome, HandedBack) and (new.claims, new.tries) != (old.claims - 1, old.tries):
                 self.never(f"handing back cost something: {one.uid}")
         return stood
 
     def changed(self, uid: str, old: Job | None, new: Job | None) -> None:
         """Called with every change of a job."""
+        self.changed_at = self._loop.now
         self.tell(f"{self._call} {uid[-4:]} {_seen(old)} -> {_seen(new)}")
         if new is not None and new.ended:
             self.ended_at.setdefault(uid, self._loop.now)

@@ -31,6 +31,7 @@ class Process:
         self.skew_s = skew_s
         self.dead = False
         self.frozen = False
+        self.thawed_at = 0.0
         self.dies_at_step: int | None = None
         self.died = asyncio.Event()
         self.stopping = asyncio.Event()
@@ -60,8 +61,10 @@ class Process:
     def thaw(self) -> None:
         """Goes on where `frozen` stopped it, late."""
         self.frozen = False
+        loop = asyncio.get_running_loop()
+        self.thawed_at = loop.time()
         if not self.dead:
-            self.flush(asyncio.get_running_loop())
+            self.flush(loop)
 
     def flush(self, loop: asyncio.AbstractEventLoop) -> None:
         """Does what has been held back."""

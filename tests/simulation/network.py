@@ -33,6 +33,7 @@ class Network:
         self.loop = loop
         self.rng = rng
         self.faulty = False
+        self.forgetful = False  # signals may be lost at any time
         self.away: set[type[Unavailable]] = set()
 
     def chance(self, share: float) -> bool:
@@ -151,7 +152,9 @@ class Cluster:
     def oldest_waiting(self, topic: str, group: str) -> float | None:
         committed = self.groups[topic, group].committed
         logs = self.topics[topic]
-        return min((log[committed[p]].at for p, log in enumerate(logs) if committed[p] < len(log)), default=None)
+        return min(
+            (log[committed[p]].at for p, log in enumerate(logs) if committed[p] < len(log)), default=None
+        )
 
 
 class Broker:
@@ -292,7 +295,9 @@ class Signals:
 
     def __init__(self, network: Network) -> None:
         self._network = network
-        self._listeners: list[tuple[Process | None, contextvars.Context, Callable[[Sequence[Signal]], object]]] = []
+        self._listeners: list[
+            tuple[Process | None, contextvars.Context, Callable[[Sequence[Signal]], object]]
+        ] = []
 
     async def announce(self, signals: Sequence[Signal]) -> None:
         value = encode_signals(signals)
@@ -301,9 +306,11 @@ class Signals:
     def _send(self, value: bytes) -> None:
         for _, context, hear in self._listeners:
             for _ in range(2 if self._network.chance(0.05) else 1):
-                if not self._network.chance(0.2):
+                if not (self._network.forgetful and self._network.rng.random() < 0.2):
                     self._network.loop.call_later(
-                        self._network.delay_s(), lambda hear=hear: hear(decode_signals(value)), context=context
+                        self._network.delay_s(),
+                        lambda hear=hear: hear(decode_signals(value)),
+                        context=context,
                     )
 
     @asynccontextmanager
