@@ -21,9 +21,9 @@ log = structlog.get_logger(__name__)
 
 _MAX_UNPUBLISHED = 20_000
 _MAX_UNSURE = 10_000
-_LOOK_S = 1.0
+_LOOK_S = 0.25  # so often that a late write is seldom worked on before it is withdrawn
 _LOOKED_UP = 500
-_LOOKS = 10  # of a store that answers; by then it has done what it was sent before
+_LOOKS = 40  # of a store that answers; by then it has done what it was sent before
 _WITHDRAWN = "Withdrawn: its caller was told that nothing was accepted."
 
 
