@@ -147,10 +147,12 @@ class History:
                 self.never(f"published {self.publishes[uid]} times before anybody had it: {uid}")
         for uid in answered - set(self.jobs):
             self.never(f"lost: {uid}")
+        cancelled = {job.params["key"] for job in self.jobs.values() if job.status is Status.CANCELLED}
         for key, calls in self.calls.items():
             if calls - self.excused[key] > keys[key]:
                 self.never(f"{calls} model calls for {keys[key]} claims of {key}")
-            if self.calm and calls > 1 and not (self.failed + self.excused + self.aborted)[key]:
+            lost = (self.failed + self.excused + self.aborted)[key] or key in cancelled
+            if self.calm and calls > 1 and not lost:
                 self.never(f"{calls} model calls for one key, although none failed: {key}")
 
 
