@@ -31,7 +31,8 @@ def test_commits_stop_at_the_lowest_unfinished(start: int, steps: list[tuple[int
             naive.taken.append(following)
             following += 1
         else:
-            finished = naive.taken[number % len(naive.taken)] if naive.taken and number else number
+            before = start - 1 - number  # of another member of the group
+            finished = naive.taken[number % len(naive.taken)] if naive.taken and number else before
             offsets.finished(finished)
             naive.finished.add(finished)
         position = offsets.committable()
