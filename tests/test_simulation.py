@@ -5,7 +5,7 @@ import pytest
 from simulation.mutations import LIMIT, MUTATIONS, found_by
 from simulation.world import run
 
-SEEDS = 200
+SEEDS = 150
 
 
 def test_nothing_goes_wrong_in_simulated_histories() -> None:

@@ -27,7 +27,7 @@ from travelrec_worker.jobs import Jobs
 from travelrec_worker.leases import Leases
 from travelrec_worker.sweeper import Sweeper
 
-LIMIT = 60  # seeds, within which each must be found
+LIMIT = 200  # seeds, within which each must be found
 
 
 def found_by(mutation: str, limit: int = LIMIT) -> tuple[int, str] | None:

@@ -134,9 +134,16 @@ class Cluster:
         for message in messages:
             self.history.published(topic, message)
             self._turn += 1
-            log = self.topics[topic][self._turn % PARTITIONS]
-            for _ in range(2 if self.network.chance(0.05) else 1):
-                log.append(Record(len(log), at, message))
+            self._append(topic, self._turn % PARTITIONS, at, message)
+            if self.network.chance(0.05):
+                delay_s = self.network.rng.uniform(0.0, 10.0)
+                self.network.loop.call_later(
+                    delay_s, self._append, topic, self._turn % PARTITIONS, at, message
+                )
+
+    def _append(self, topic: str, partition: int, at: float, message: Message) -> None:
+        log = self.topics[topic][partition]
+        log.append(Record(len(log), at, message))
         for (name, _), group in self.groups.items():
             for member in group.members if name == topic else ():
                 member.arrived.set()

@@ -113,7 +113,7 @@ class SimulatedModel:
             del self.running[call]
 
     async def _answer(self, key: str, timeout_s: float) -> Answer:
-        takes_s = self._rng.uniform(7.0, 10.0) if self._rng.random() < 0.1 else self._rng.uniform(0.05, 3.0)
+        takes_s = self._rng.uniform(7.0, 10.0) if self._rng.random() < 0.25 else self._rng.uniform(0.05, 3.0)
         dice = self._rng.random()
         if self._history.calm:
             dice = min(dice, 0.79)
@@ -326,12 +326,12 @@ class World:
         await asyncio.sleep(self.rng.uniform(earliest, latest))
         while not self.apis:  # noqa: ASYNC110 - as above
             await asyncio.sleep(0.1)
-        key = f"shared {number % 2}" if self.rng.random() < 0.2 else f"own {number}"
+        key = f"shared {number % 2}" if self.rng.random() < 0.3 else f"own {number}"
         idempotency_key = f"client {number}" if self.rng.random() < 0.3 else None
         times = self.rng.randint(1, 3) if idempotency_key else 1
         uids = await asyncio.gather(*(self.accepted(key, idempotency_key) for _ in range(times)))
         for uid in set(uids) - {None}:
-            patience_s = self.rng.uniform(0.0, 12.0) if self.rng.random() < 0.2 else None
+            patience_s = self.rng.uniform(0.0, 8.0) if self.rng.random() < 0.3 else None
             await asyncio.gather(
                 *([self.cancelled(uid, key, patience_s)] if patience_s else []), self.waited(uid)
             )
