@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import psutil
 import pytest
+from hypothesis import settings
 
 from support import Kafka, Mongo, Process, Redis, Server
 from support.installed import NEEDS, chromium
@@ -47,6 +48,8 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(f"TRAVELREC_TEST_REAL is none of {', '.join(MODES)}")
     config.stash[needs_key] = {}
     config.stash[deselected_key] = Counter()
+    settings.register_profile("travelrec", deadline=None)  # a busy machine is no failure
+    settings.load_profile("travelrec")
 
 
 def missing_by_need(config: pytest.Config) -> dict[str, str | None]:
