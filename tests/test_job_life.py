@@ -37,6 +37,7 @@ some = st.lists(places, min_size=1, max_size=4)
 skews = st.sampled_from((0, 0, 0, -2, 2))  # what the caller's clock is off by
 times = st.sampled_from((1, 1, 2))  # twice: the first answer was lost
 spans = st.sampled_from((0, 5, 30))
+leases_s = spans.map(lambda span: max(1, span))  # one of no length is none
 outcomes = st.sampled_from(("completed", "failed", "retry", "no attempt", "handed back"))
 
 
@@ -135,7 +136,7 @@ class JobLife(RuleBasedStateMachine):
             assert answered == [self.model.jobs[job.uid] for job in answered]
 
     @precondition(lambda self: self.made)
-    @rule(indices=some, skew=skews, lease=spans, times=times)
+    @rule(indices=some, skew=skews, lease=leases_s, times=times)
     def claim(self, indices: list[int], skew: int, lease: int, times: int) -> None:
         now, token = self.now + skew, f"t{next(self.number)}"
         self.tokens.append(token)

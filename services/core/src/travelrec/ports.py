@@ -33,7 +33,7 @@ class Store(Protocol):
         ...
 
     async def claim(self, uids: Sequence[str], token: str, now: float, until: float) -> list[Job]:
-        """Leases those of `uids` that are claimable at `now` (see `job.claimable`) under `token` until `until`.
+        """Leases those of `uids` that are claimable at `now` (see `job.claimable`) under `token` until `until`, later.
 
         Answers them as claimed; a `token` is new with every call, so each job is won by one call only.
         """

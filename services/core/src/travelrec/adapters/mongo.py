@@ -2,6 +2,9 @@
 
 Runs on MongoDB 5 and newer, stand-alone, replica set or sharded by `_id`; uses no transactions, pipeline updates or
 change streams. Bulk claims and takes mark their documents with a fresh token and read back what they won.
+
+A free job has no token, so that claiming and settling, the two updates of every job, filter by `_id` and `token` alone
+and one unique index serves both, also on servers that use an index only when it names every field of the filter.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from travelrec.job import (
     new_uid,
 )
 
+_HELD = "-"  # the token of a job that is neither free to be claimed nor leased
 _PENDING = {"status": Status.PENDING.value}
 _DISPATCHABLE = [Phase.QUEUED.value, Phase.DUE.value]
 _DUPLICATE_KEY = 11000
@@ -97,9 +101,7 @@ class MongoStore:
         """Inserts what it can; answers the places of those that a unique key refused."""
         try:
             with _translated():
-                await self._jobs.bulk_write(
-                    [InsertOne({"_id": job.uid, **to_record(job)}) for job in jobs], ordered=False
-                )
+                await self._jobs.bulk_write([InsertOne(_record(job)) for job in jobs], ordered=False)
         except BulkWriteError as error:
             return _only_duplicates(error)
         return []
@@ -111,10 +113,8 @@ class MongoStore:
             return standing
         for _ in range(3):
             with _translated():
-                found = await self._jobs.find_one(
-                    {"idempotency_key": job.idempotency_key, "created_at": {"$gt": now - IDEMPOTENCY_S}}
-                )
-                if found is not None:
+                found = await self._jobs.find_one({"idempotency_key": job.idempotency_key})
+                if found is not None and found["created_at"] > now - IDEMPOTENCY_S:
                     return _job(found)
                 await self._jobs.update_many(
                     {"idempotency_key": job.idempotency_key, "created_at": {"$lte": now - IDEMPOTENCY_S}},
@@ -131,26 +131,22 @@ class MongoStore:
     async def claim(self, uids: Sequence[str], token: str, now: float, until: float) -> list[Job]:
         """See `ports.Store`."""
         ids = list(dict.fromkeys(uids))
-        ready = [
-            {"phase": {"$in": _DISPATCHABLE}},
-            {"due_at": {"$lte": now}},
-        ]
         lease = {"phase": Phase.RUNNING.value, "token": token, "due_at": until}
         update = {"$set": lease, "$inc": {"claims": 1}, "$unset": {"settled": ""}}
+        ready = [{"phase": {"$in": _DISPATCHABLE}}, {"due_at": {"$lte": now}}]
         with _translated():
-            await self._jobs.bulk_write(
-                [UpdateOne({"_id": uid, **_PENDING, "$or": ready}, update) for uid in ids], ordered=False
-            )
-        return await self._find({"_id": {"$in": ids}, "token": token})
+            free = [UpdateOne({"_id": uid, "token": None}, update) for uid in ids]
+            done = await self._jobs.bulk_write(free, ordered=False)
+            if done.matched_count < len(ids):  # repeats, and jobs whose lease or back-off is over
+                others = {"_id": {"$in": ids}, **_PENDING, "token": {"$ne": token}}
+                await self._jobs.update_many({**others, "$or": ready}, update)
+        return [job for job in await self._find({"_id": {"$in": ids}}) if job.token == token]
 
     async def renew(self, leases: Sequence[tuple[str, str]], until: float) -> set[str]:
         """See `ports.Store`."""
         held = {
             "_id": {"$in": [uid for uid, _ in leases]},
-            "token": {
-                "$in": list({token for _, token in leases})
-            },  # a token is of one claim, so of one holder
-            **_PENDING,
+            "token": {"$in": list({token for _, token in leases})},
         }
         with _translated():
             done = await self._jobs.update_many(
@@ -163,7 +159,7 @@ class MongoStore:
     async def settle(self, settlements: Sequence[Settlement], now: float) -> set[str]:
         """See `ports.Store`."""
         updates = [
-            UpdateOne({"_id": s.uid, "token": s.token, **_PENDING}, self._settlement(s.token, s.outcome, now))
+            UpdateOne({"_id": s.uid, "token": s.token}, self._settlement(s.token, s.outcome, now))
             for s in settlements
         ]
         uids = {s.uid for s in settlements}
@@ -176,8 +172,13 @@ class MongoStore:
         return {s.uid for s in settlements if stand.get(s.uid) == s.token}
 
     def _settlement(self, token: str, outcome: Outcome, now: float) -> Record:
-        ended: Record = {"ended_at": now, "due_at": now + self._retention_s, "settled": token}
-        gone = {"token": "", "phase": ""}
+        ended: Record = {
+            "ended_at": now,
+            "due_at": now + self._retention_s,
+            "settled": token,
+            "token": _HELD,
+        }
+        gone = {"phase": ""}
         match outcome:
             case Completed(result):
                 changes = {**ended, "status": Status.COMPLETED.value, "result": dict(result)}
@@ -192,16 +193,24 @@ class MongoStore:
                 return {"$set": changes, "$unset": gone, "$push": {"tries": try_to_record(last)}}
             case Retry(due_at, last):
                 waits: Record = {
-                    "$set": {"phase": Phase.WAITING.value, "due_at": due_at, "settled": token},
-                    "$unset": {"token": ""},
+                    "$set": {
+                        "phase": Phase.WAITING.value,
+                        "due_at": due_at,
+                        "settled": token,
+                        "token": _HELD,
+                    }
                 }
                 if last is None:
                     return {**waits, "$inc": {"claims": -1}}
                 return {**waits, "$push": {"tries": try_to_record(last)}}
             case HandedBack():
                 return {
-                    "$set": {"phase": Phase.WAITING.value, "due_at": now, "settled": token},
-                    "$unset": {"token": ""},
+                    "$set": {
+                        "phase": Phase.WAITING.value,
+                        "due_at": now,
+                        "settled": token,
+                        "token": _HELD,
+                    },
                     "$inc": {"claims": -1},
                 }
 
@@ -212,10 +221,11 @@ class MongoStore:
             "message": message,
             "ended_at": now,
             "due_at": now + self._retention_s,
+            "token": _HELD,
         }
         with _translated():
             done = await self._jobs.update_one(
-                {"_id": uid, **_PENDING}, {"$set": changes, "$unset": {"token": "", "phase": ""}}
+                {"_id": uid, **_PENDING}, {"$set": changes, "$unset": {"phase": ""}}
             )
         return (await self.get([uid])).get(uid), done.matched_count == 1
 
@@ -239,11 +249,14 @@ class MongoStore:
                 return []
             token = new_uid()
             taken = {"due_at": until, "taken": token}
-            queued = {"phase": Phase.QUEUED.value}
-            unqueued = {"phase": {"$ne": Phase.QUEUED.value}}
+            unqueued = {**taken, "phase": Phase.DUE.value}
             mine = {"_id": {"$in": ids}, **late}
-            await self._jobs.update_many({**mine, **queued}, {"$set": taken})
-            await self._jobs.update_many({**mine, **unqueued}, {"$set": {**taken, "phase": Phase.DUE.value}})
+            await self._jobs.update_many({**mine, "phase": Phase.QUEUED.value}, {"$set": taken})
+            await self._jobs.update_many(
+                {**mine, "phase": Phase.WAITING.value}, {"$set": unqueued, "$unset": {"token": ""}}
+            )
+            leased = {"phase": {"$in": [Phase.RUNNING.value, Phase.DUE.value]}}  # an old result still counts
+            await self._jobs.update_many({**mine, **leased}, {"$set": unqueued})
         place = {uid: index for index, uid in enumerate(ids)}
         return sorted(
             await self._find({"_id": {"$in": ids}, "taken": token, **_PENDING}),
@@ -286,7 +299,7 @@ class MongoStore:
     async def revive(self, uids: Sequence[str], now: float) -> set[str]:
         """See `ports.Store`."""
         token = new_uid()
-        gone = ("error", "message", "ended_at", "settled")
+        gone = ("error", "message", "ended_at", "settled", "token")
         fresh = {"status": Status.PENDING.value, "phase": Phase.DUE.value, "created_at": now, "due_at": now}
         changes = {
             "$set": {**fresh, "claims": 0, "tries": [], "taken": token},
@@ -328,6 +341,7 @@ class MongoStore:
         with _translated():
             await self._jobs.create_index([("status", ASCENDING), ("due_at", ASCENDING)])
             await self._jobs.create_index("idempotency_key", unique=True, sparse=True)
+            await self._jobs.create_index([("_id", ASCENDING), ("token", ASCENDING)], unique=True)
             await self._leads.create_index("at")
         self._indexed = True
 
@@ -340,7 +354,16 @@ def _only_duplicates(error: BulkWriteError) -> list[int]:
     return [int(e["index"]) for e in errors]
 
 
+def _record(job: Job) -> Record:
+    record = {"_id": job.uid, **to_record(job)}
+    if job.token is None and job.phase not in (Phase.QUEUED, Phase.DUE):
+        record["token"] = _HELD
+    return record
+
+
 def _job(record: Mapping[str, Any]) -> Job:
+    if record.get("token") == _HELD:
+        return from_record(record["_id"], {**record, "token": None})
     return from_record(record["_id"], record)
 
 
