@@ -32,7 +32,7 @@ def main() -> None:
         def load(self) -> Bare:  # type: ignore[override]
             return Bare()
 
-    Application(read_settings(), None).run()
+    Application(read_settings()).run()
 
 
 if __name__ == "__main__":

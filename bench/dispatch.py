@@ -1,4 +1,4 @@
-"""Dispatch: time from sending `POST /recommendations` to the model receiving the call, one request at a time, idle.
+"""Dispatch: time from `POST /recommendations`, sent and accepted, to the model's call, one request at a time, idle.
 
 API, worker, Kafka and the MongoDB protocol are processes of their own; the model is a bare server in this one, so
 that both moments are read from one clock.
@@ -36,8 +36,15 @@ _ANSWER = {
 }
 
 
-async def measure(count: int) -> tuple[list[float], list[float]]:
-    """Seconds to the model's call, and seconds to the completed answer through a long poll."""
+_MEASURED = (
+    "from the 202 to the model's call",
+    "from the request to the model's call",
+    "from the request to the completed answer",
+)
+
+
+async def measure(count: int) -> dict[str, list[float]]:
+    """Seconds by what was measured."""
     arrived: list[float] = []
 
     async def complete(_: web.Request) -> web.Response:
@@ -68,24 +75,27 @@ async def measure(count: int) -> tuple[list[float], list[float]]:
             stack.enter_context(process)
             await process.wait_for_http(f"http://127.0.0.1:{port}/readyz")
         http = await stack.enter_async_context(aiohttp.ClientSession(f"http://127.0.0.1:{api_port}"))
-        to_model, to_answer = [], []
-        for number in range(count + count // 2):
+        seconds: dict[str, list[float]] = {name: [] for name in _MEASURED}
+        for number in range(2 * count):  # the first half warms the servers up
             began = time.perf_counter()
             asked = {"country": "Peru", "season": "winter"}
             async with http.post("/recommendations", params=asked) as response:
                 uid = (await response.json())["uid"]
+            accepted = time.perf_counter()
             async with http.get("/recommendations", params={"uid": uid, "wait": "30"}) as response:
                 assert (await response.json())["status"] == "completed"
-            if number >= count // 2:  # the first ones warm the servers up
-                to_answer.append(time.perf_counter() - began)
-                to_model.append(arrived[-1] - began)
-    return to_model, to_answer
+            done = time.perf_counter()
+            if number >= count:
+                for name, value in zip(
+                    _MEASURED, (arrived[-1] - accepted, arrived[-1] - began, done - began), strict=True
+                ):
+                    seconds[name].append(value)
+        return seconds
 
 
-def run(count: int = 200) -> str:
+def run(count: int = 400) -> str:
     """The table."""
-    to_model, to_answer = asyncio.run(measure(count))
-    return table([_row("to the model's call", to_model), _row("to the completed answer", to_answer)])
+    return table([_row(name, seconds) for name, seconds in asyncio.run(measure(count)).items()])
 
 
 def _row(name: str, seconds: list[float]) -> Row:
