@@ -204,7 +204,7 @@ main()
 """
 DEFECTS = {
     "create_app fails": "def create_app(settings): raise RuntimeError('defect')\napp.create_app = create_app",
-    "the lifespan fails": "def _state(parts): raise RuntimeError('defect')\napp._state = _state",
+    "the lifespan fails": "def _state(*_): raise RuntimeError('defect')\napp._state = _state",
 }
 
 
