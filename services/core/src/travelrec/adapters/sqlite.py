@@ -171,8 +171,8 @@ class SqliteStore:
 
         def work() -> list[str]:
             self._db.executemany(
-                "INSERT INTO leads (key, uid, at) VALUES (?1, ?2, ?3)"
-                " ON CONFLICT (key) DO UPDATE SET uid = ?2, at = ?3 WHERE uid = ?4",
+                "INSERT INTO leads (key, uid, at) VALUES (?, ?, ?)"
+                " ON CONFLICT (key) DO UPDATE SET uid = excluded.uid, at = excluded.at WHERE leads.uid = ?",
                 [(bid.key, bid.uid, now, bid.instead_of) for bid in bids],
             )
             return [self._leader(bid.key) or bid.uid for bid in bids]
