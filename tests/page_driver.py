@@ -56,10 +56,10 @@ class Model:
 class Service:
     """`travelrec serve` with a data folder that outlives a crash."""
 
-    def __init__(self, data: Path, model: Model | None = None) -> None:
+    def __init__(self, data: Path, model: Model | None = None, **env: str) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        env = {"JOB_LEASE": "1"}  # a job that a crash left behind is taken again after a second
+        env = {"JOB_LEASE": "1", **env}  # a job that a crash left behind is taken again after a second
         if model is not None:
             env |= {"OPENAI_BASE_URL": f"http://127.0.0.1:{model.port}/v1", "OPENAI_API_KEY": "any"}
         command = [TRAVELREC, "serve", "--port", str(self.port), "--data", data]

@@ -9,6 +9,7 @@ import pytest
 from playwright.sync_api import Browser, Route, expect, sync_playwright
 
 from page_driver import CHROMIUM_ARGUMENTS, Model, Service, Visitor
+from support import free_port
 
 PHONE = {"width": 360, "height": 740}
 NARROWEST = {"width": 320, "height": 640}
@@ -375,6 +376,28 @@ def test_the_uid_can_be_copied(service, new_visitor):
     visitor.page.get_by_role("button", name="Copy").click()
     visitor.is_told("copied")
     assert visitor.page.evaluate("navigator.clipboard.readText()") == uid
+
+
+def test_the_trace_id_is_shown(tmp_path, browser, new_visitor):
+    """Where the service is traced, the request's trace id stands below its uid; elsewhere there is no such line."""
+    nobody = f"http://127.0.0.1:{free_port()}"  # spans are made whether or not somebody collects them
+    traced = Service(tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=nobody)
+    try:
+        traced.start()
+        visitor = new_visitor(traced)
+        visitor.visit()
+        visitor.ask("Spain", "Winter")
+        expect(visitor.page.locator("#trace")).to_have_text(re.compile(r"^trace [0-9a-f]{32}$"))
+    finally:
+        traced.close()
+
+
+def test_without_traces_there_is_no_trace_id(service, new_visitor):
+    """The line is hidden, not empty."""
+    visitor = new_visitor(service)
+    visitor.visit()
+    visitor.ask("Spain", "Summer")
+    expect(visitor.page.locator("#trace")).to_be_hidden()
 
 
 # --- when something is away ---------------------------------------------------------------------------

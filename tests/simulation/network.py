@@ -167,6 +167,8 @@ class Cluster:
 class Broker:
     """`ports.Broker` as one process sees it."""
 
+    system = "simulated"
+
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
 

@@ -403,9 +403,22 @@ async def test_revived_job_is_due_with_its_uid_and_nothing_of_its_past(store: St
         None,
         None,
     )
+    assert alive.earlier == dead.tries
     assert dead.uid in {one.uid for one in await store.take_due(NOW + 50, NOW + 60, 10)}
     (won,) = await store.claim([dead.uid], "t2", NOW + 51, NOW + 80)
     assert await store.settle([Settlement(won.uid, "t2", Completed({}))], NOW + 52) == {won.uid}
+
+
+async def test_the_traces_of_runs_are_kept(store: Store) -> None:
+    """A try and a result carry the traceparent of the run that they came of."""
+    (job_,) = await accepted(store)
+    (won,) = await store.claim([job_.uid], "t1", NOW, NOW + 30)
+    tried = Try(NOW + 1, "Model unavailable", "Busy.", "00-aa-01")
+    await store.settle([Settlement(won.uid, "t1", Retry(NOW + 2, tried))], NOW + 1)
+    (won,) = await store.claim([job_.uid], "t2", NOW + 3, NOW + 30)
+    assert won.tries == (tried,)
+    await store.settle([Settlement(won.uid, "t2", Completed({}, "00-bb-01"))], NOW + 4)
+    assert (await read(store, job_.uid)).trace == "00-bb-01"
 
 
 async def test_ping_answers(store: Store) -> None:

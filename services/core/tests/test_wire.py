@@ -85,6 +85,14 @@ def test_signals_come_out_in_order() -> None:
     assert decode_signals(encode_signals([])) == []
 
 
+def test_a_signal_carries_the_span_that_sent_it() -> None:
+    """Traces travel beside the list, which older readers read as before."""
+    traced, other = Signal("a" * 32, Status.FAILED, "00-aa-01"), Signal("b" * 32, Status.COMPLETED)
+    value = encode_signals([traced, other])
+    assert decode_signals(value) == [traced, other]
+    assert json.loads(value)["ended"] == [[traced.uid, "failed"], [other.uid, "completed"]]
+
+
 @pytest.mark.parametrize(
     "ended", [None, 7, "x", {}, [7], ["ab"], [["u"]], [["u", "lost"]], [["u", []]], [[1, 2, 3]]]
 )

@@ -7,14 +7,16 @@ import time
 from collections.abc import Mapping, Sequence
 
 import structlog
+from opentelemetry.trace import INVALID_SPAN, Span, SpanKind
 
-from travelrec import metrics
+from travelrec import metrics, tracing
 from travelrec.batching import Batcher
+from travelrec.dispatch import dispatch
 from travelrec.errors import BrokerUnavailable, StoreUnavailable
-from travelrec.job import Completed, Job, new_uid, settled
+from travelrec.job import Job, new_uid, settled
 from travelrec.kinds import Kind
 from travelrec.ports import Broker, Store
-from travelrec.wire import JOBS_TOPIC, QUEUED_S, encode_job
+from travelrec.wire import QUEUED_S
 from travelrec_api.answers import Answers
 
 log = structlog.get_logger(__name__)
@@ -43,14 +45,21 @@ class Accepter:
         )
 
     async def accept(
-        self, kind: str, params: dict[str, str], headers: dict[str, str], idempotency_key: str | None = None
+        self,
+        kind: str,
+        params: dict[str, str],
+        headers: dict[str, str],
+        idempotency_key: str | None = None,
+        *,
+        span: Span = INVALID_SPAN,
     ) -> tuple[Job, bool]:
         """The durable job, and whether an earlier request with the same key had made it. Raises `StoreUnavailable`.
 
-        Where a fresh answer of the same kind and parameters is known, the job is born completed.
+        Where a fresh answer of the same kind and parameters is known, the job is born completed. `span` is that of
+        the request.
         """
         known = self._kinds[kind]
-        result = await self._answers.fresh(known.key(params), known.fresh_s)
+        answered = await self._answers.fresh(known.key(params), known.fresh_s)
         now = time.time()
         job = Job(
             uid=new_uid(),
@@ -61,9 +70,12 @@ class Accepter:
             idempotency_key=idempotency_key,
             headers=headers,
         )
-        if result is not None:
-            job = settled(job, Completed(result), now, self._retention_s)
-        standing = await self._accepts.submit(job)
+        if answered is not None:
+            job = settled(job, answered, now, self._retention_s)
+            tracing.linked(span, answered.trace)
+        span.set_attributes({"travelrec.uid": job.uid, "travelrec.kind": kind})
+        with tracing.span("store accept", span, SpanKind.CLIENT):
+            standing = await self._accepts.submit(job)
         if standing.uid != job.uid:
             return standing, True
         metrics.ACCEPTED.labels(kind).inc()
@@ -115,7 +127,7 @@ class Accepter:
 
     async def _publish_all(self, jobs: list[Job]) -> list[None]:
         try:
-            await self._broker.publish(JOBS_TOPIC, [encode_job(job) for job in jobs])
+            await dispatch(self._broker, jobs)
         except BrokerUnavailable as error:
             metrics.PUBLISH_FAILED.inc(len(jobs))
             log.warning("left to the sweeper", jobs=len(jobs), error=str(error))

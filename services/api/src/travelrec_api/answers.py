@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
 
 from travelrec.batching import Batcher
 from travelrec.errors import StoreUnavailable
-from travelrec.job import Job, Json, answers
+from travelrec.job import Completed, Job, answers
 from travelrec.ports import Store
 
 _KEYS = 10_000
@@ -23,7 +22,7 @@ class Answers:
         self._known: OrderedDict[str, tuple[float, Job | None]] = OrderedDict()
         self._reads: Batcher[str, Job | None] = Batcher(self._read_all, grow=16)
 
-    async def fresh(self, key: str, fresh_s: float) -> Mapping[str, Json] | None:
+    async def fresh(self, key: str, fresh_s: float) -> Completed | None:
         """A result for `key` that is younger than `fresh_s` seconds, or None. Never fails: it is only a saving."""
         if fresh_s <= 0:
             return None
@@ -40,7 +39,7 @@ class Answers:
             if job is None or not answers(job, now, now, fresh_s):
                 return None
             self._remember(key, now, job)
-        return job.result
+        return Completed(job.result or {}, job.trace)
 
     def _remember(self, key: str, now: float, job: Job | None) -> None:
         self._known[key] = (now, job)

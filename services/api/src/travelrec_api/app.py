@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from travelrec import tracing
 from travelrec.connect import Parts, opened_parts
 from travelrec.errors import InvalidInput, Unavailable
 from travelrec.health import Probes
@@ -42,6 +43,8 @@ def create_app(settings: Settings, parts: Parts | None = None) -> tuple[FastAPI,
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
+            if parts is None:  # else the one who opened them sees to that too
+                stack.enter_context(tracing.exported("travelrec-api"))
             opened = parts if parts is not None else await stack.enter_async_context(opened_parts(settings))
             app.state.parts = state = _state(opened, settings)
             stack.push_async_callback(_drained, state.accepter)

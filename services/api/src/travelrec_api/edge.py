@@ -1,4 +1,4 @@
-"""The outermost ASGI layer: request ids, the limit on bodies, and the metrics of every request."""
+"""The outermost ASGI layer: request ids, the limit on bodies, and the span, metrics and log line of every request."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import time
 from collections.abc import Callable, Mapping
 
 import structlog
+from opentelemetry.trace import INVALID_SPAN, Span
 from prometheus_client import Counter, Histogram
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from travelrec import metrics
+from travelrec import metrics, tracing
 from travelrec_api.problems import problem
 
 log = structlog.get_logger(__name__)
@@ -21,11 +22,14 @@ MAX_BODY_BYTES = 64 * 1024
 _SANE_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _CALLER_GONE = 499  # nginx's own number for it
 _UNMATCHED = "(unmatched)"
+_PROBES = frozenset(
+    {"/healthz", "/readyz", "/metrics"}
+)  # asked by machines all the time: neither traced nor logged
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
 class Edge:
-    """Wraps the application; `scope["state"]["request_id"]` is the request's id inside."""
+    """Wraps the application; `scope["state"]` has the request's `request_id` and `span`, and takes its job's `uid`."""
 
     def __init__(
         self, app: ASGIApp, stop: Callable[[], None], hot: Mapping[tuple[str, str], ASGIApp] | None = None
@@ -43,7 +47,9 @@ class Edge:
             return
         began = time.perf_counter()
         request_id, length, chunked = _read_headers(scope)
-        scope.setdefault("state", {})["request_id"] = request_id.decode()
+        span = _span(scope) if tracing.on() else INVALID_SPAN
+        state = scope.setdefault("state", {})
+        state["request_id"], state["span"] = request_id.decode(), span
         status = 500
 
         async def send_with_id(message: Message) -> None:
@@ -51,6 +57,8 @@ class Edge:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
+                if trace := tracing.carried(span).get("traceparent"):
+                    message["headers"].append((b"traceresponse", trace.encode()))
             await send(message)
 
         try:
@@ -64,7 +72,10 @@ class Edge:
         except ClientDisconnect:
             status = _CALLER_GONE
         finally:
-            self._note(scope, status, time.perf_counter() - began)
+            seconds = time.perf_counter() - began
+            self._note(scope, status, seconds)
+            if tracing.on():
+                _end(span, scope, status, seconds)
 
     async def _with_body(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Reads a body of unknown length before anything else happens, up to the limit."""
@@ -100,14 +111,54 @@ class Edge:
             self._timed[route] = metrics.HTTP_SECONDS.labels(route)
         self._counted[key].inc()
         self._timed[route].observe(seconds)
-        if status >= 500:  # noqa: PLR2004 - HTTP's server errors
-            log.warning(
-                "request failed",
-                method=method,
-                route=route,
-                status=status,
-                request_id=scope["state"]["request_id"],
-            )
+        if scope["path"] in _PROBES and status < 500:  # noqa: PLR2004 - HTTP's server errors
+            return
+        state = scope["state"]
+        told = {"uid": state["uid"]} if "uid" in state else {}
+        if trace_id := tracing.trace_id(state["span"]):
+            told["trace_id"] = trace_id
+        say, event = (log.warning, "request failed") if status >= 500 else (log.info, "request")  # noqa: PLR2004
+        say(
+            event,
+            method=method,
+            route=route,
+            status=status,
+            seconds=round(seconds, 6),
+            request_id=state["request_id"],
+            **told,
+        )
+
+
+def _span(scope: Scope) -> Span:
+    if scope["path"] in _PROBES:
+        return INVALID_SPAN
+    method = scope["method"] if scope["method"] in _METHODS else "_OTHER"
+    attributes = {"http.request.method": method, "url.scheme": scope["scheme"], "url.path": scope["path"]}
+    caller = {
+        name.decode("latin-1"): value.decode("latin-1")
+        for name, value in scope["headers"]
+        if name in {b"traceparent", b"tracestate"}
+    }
+    return tracing.served(f"{method} {scope['path']}", caller, attributes)
+
+
+def _end(span: Span, scope: Scope, status: int, seconds: float) -> None:
+    failed = status >= 500  # noqa: PLR2004 - HTTP's server errors
+    route = getattr(scope.get("route"), "path", None)
+    name = f"{scope['method']} {route or _UNMATCHED}"
+    attributes: dict[str, str | int] = {
+        "http.response.status_code": status,
+        "travelrec.request_id": scope["state"]["request_id"],
+    }
+    if route is not None:
+        attributes["http.route"] = route
+    if failed:
+        tracing.rescued(name, tracing.carried(span), attributes, began_at=time.time() - seconds)
+        tracing.failed(span, str(status))
+    if span.is_recording():
+        span.update_name(name)
+        span.set_attributes(attributes)
+    span.end()
 
 
 def _read_headers(scope: Scope) -> tuple[bytes, int, bool]:

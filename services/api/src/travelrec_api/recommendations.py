@@ -15,7 +15,7 @@ from fastapi.sse import format_sse_event
 from pydantic import BaseModel
 from starlette.responses import Response, StreamingResponse
 
-from travelrec import metrics
+from travelrec import metrics, tracing
 from travelrec.errors import InvalidInput, SignalUnavailable, StoreUnavailable
 from travelrec.job import Job, Json, Status, is_uid
 from travelrec.kinds.recommendation import NAME
@@ -179,8 +179,13 @@ async def accept(request: Request) -> Response:
     if problems:
         return invalid(problems)
     job, replayed = await state.accepter.accept(
-        NAME, params, _headers(request), f"{NAME}:{key}" if key is not None else None
+        NAME,
+        params,
+        _headers(request),
+        f"{NAME}:{key}" if key is not None else None,
+        span=request.scope["state"]["span"],
     )
+    request.scope["state"]["uid"] = job.uid
     if replayed and (job.kind != NAME or job.params != params):
         message = "Idempotency-Key: this key was used with other parameters; use a new key for a new request."
         return invalid([("Idempotency-Key", message)])
@@ -207,7 +212,9 @@ async def read(request: Request) -> Response:
     wait_s = _wait(query)
     if not is_uid(uid):
         return answer(404, _NOT_FOUND)
-    return _answer(await state.waiters.until_ended(uid, wait_s))
+    job = await state.waiters.until_ended(uid, wait_s)
+    _note(request, job)
+    return _answer(job)
 
 
 @router.head("/recommendations/events", include_in_schema=False)
@@ -232,6 +239,7 @@ async def events(request: Request) -> Response:
     job = await state.waiters.read(uid) if is_uid(uid) else None
     if job is None or job.kind != NAME:
         return answer(404, _NOT_FOUND)
+    _note(request, job)
     return StreamingResponse(
         _events(state, job) if request.method == "GET" else [],
         media_type="text/event-stream",
@@ -272,15 +280,18 @@ async def cancel(request: Request) -> Response:
     found = await state.waiters.read(uid) if is_uid(uid) else None
     if found is None or found.kind != NAME:
         return answer(404, _NOT_FOUND)
+    _note(request, found)
     now = time.time()
     message = f"Cancelled by its caller on {http_date(now)}. Nothing more will come of this request."
     job, ended_now = await state.store.cancel(uid, now, message)
     if ended_now:
         metrics.FINISHED.labels(NAME, Status.CANCELLED.value).inc()
+        span = request.scope["state"]["span"]
+        signal = Signal(uid, Status.CANCELLED, tracing.carried(span).get("traceparent"))
         try:
-            await state.signals.announce([Signal(uid, Status.CANCELLED)])
+            await state.signals.announce([signal])
         except SignalUnavailable:
-            state.waiters.hear([Signal(uid, Status.CANCELLED)])
+            state.waiters.hear([signal])
     return _answer(job)
 
 
@@ -334,9 +345,20 @@ def _wait(query: list[tuple[str, str]]) -> float:
     return seconds
 
 
+def _note(request: Request, job: Job | None) -> None:
+    """Names the job in the request's log line and span, and links the span to the job's own trace."""
+    state = request.scope["state"]
+    if job is not None:
+        state["uid"] = job.uid
+        state["span"].set_attribute("travelrec.uid", job.uid)
+        tracing.linked(state["span"], job.headers.get("traceparent"))
+
+
 def _headers(request: Request) -> dict[str, str]:
-    """What travels with the job: the request's id and the caller's trace."""
+    """What travels with the job: the request's id and its span, or the caller's where no spans are made."""
     headers = {"request-id": request.scope["state"]["request_id"]}
+    if tracing.on():
+        return headers | tracing.carried(request.scope["state"]["span"])
     for name in _TRACE:
         value = request.headers.get(name)
         if value is not None and len(value) <= 512:  # noqa: PLR2004 - W3C Trace Context's own limit

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import structlog
 
-from travelrec import metrics
+from travelrec import metrics, tracing
 from travelrec.batching import Batcher
 from travelrec.errors import StoreUnavailable
 from travelrec.job import Job, Status
@@ -53,8 +53,13 @@ class Waiters:
         """Wakes who waits for these jobs."""
         metrics.SIGNALS_HEARD.inc(len(signals))
         for signal in signals:
-            if signal.status is not Status.PENDING:
-                self._wake(signal.uid)
+            if signal.status is not Status.PENDING and signal.uid in self._waiting:
+                attributes: dict[str, str | int] = {
+                    "travelrec.uid": signal.uid,
+                    "travelrec.waiters": len(self._waiting[signal.uid]),
+                }
+                with tracing.span("notify", {"traceparent": signal.trace or ""}, attributes=attributes):
+                    self._wake(signal.uid)
 
     def stop(self) -> None:
         """Wakes everybody, now and from now on; may be called from a signal handler."""

@@ -47,11 +47,12 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Try:
-    """One attempt that gave no result: when, and why in public words."""
+    """One attempt that gave no result: when, why in public words, and its span's traceparent if it has one."""
 
     at: float
     error: str
     message: str
+    trace: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,9 @@ class Job:
     token: str | None = None  # of the newest lease; a result is taken only from its holder
     claims: int = 0  # that cost an attempt or whose worker was lost; too many of those end the job
     tries: tuple[Try, ...] = ()
+    earlier: tuple[Try, ...] = ()  # the tries before it was last revived
     result: Mapping[str, Json] | None = None
+    trace: str | None = None  # the traceparent of the span that made the result
     error: str | None = None  # why it failed or was cancelled: a short public title, and what to do
     message: str | None = None
     ended_at: float | None = None
@@ -83,9 +86,10 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """The outcome of a run that gave a result."""
+    """The outcome of a run that gave a result; `trace` is the traceparent of its span, if it has one."""
 
     result: Mapping[str, Json]
+    trace: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,8 +182,8 @@ def due(job: Job, until: float) -> Job:
 def settled(job: Job, outcome: Outcome, now: float, retention_s: float) -> Job:
     """`job` after a run under its newest lease ended in `outcome`."""
     match outcome:
-        case Completed(result):
-            return _ended(job, Status.COMPLETED, now, retention_s, result=result)
+        case Completed(result, trace):
+            return _ended(job, Status.COMPLETED, now, retention_s, result=result, trace=trace)
         case Failed(last):
             tries = (*job.tries, last)
             return _ended(
@@ -211,6 +215,7 @@ def revived(job: Job, now: float) -> Job:
         due_at=now,
         claims=0,
         tries=(),
+        earlier=job.tries,
         error=None,
         message=None,
         ended_at=None,

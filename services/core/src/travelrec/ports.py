@@ -121,6 +121,9 @@ class Subscription(Protocol):
 class Broker(Protocol):
     """Dispatch: at least once, durable, shared by the members of a group."""
 
+    system: str
+    "Its name in traces, by OpenTelemetry's conventions: `kafka`, `rabbitmq`."
+
     async def publish(self, topic: str, messages: Sequence[Message]) -> None:
         """Returns when every message is acknowledged as durable; raises `BrokerUnavailable` if one may not be."""
         ...

@@ -17,6 +17,7 @@ VERSION = 1
 JOBS_TOPIC = "travelrec.jobs"
 JOBS_GROUP = "travelrec.jobs"
 SIGNALS_TOPIC = "travelrec.signals"
+PUBLISHED_AT = "travelrec-published-at"  # header of a traced message: seconds since the epoch
 
 QUEUED_S = 10.0  # when a job that was accepted or published and that nobody has claimed is looked at again
 
@@ -37,16 +38,17 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Signal:
-    """A hint that job `uid` now has `status`; the store has the truth."""
+    """A hint that job `uid` now has `status`; the store has the truth. `trace` carries the span that says so."""
 
     uid: str
     status: Status
+    trace: str | None = None
 
 
-def encode_job(job: Job) -> Message:
-    """The message that dispatches `job`."""
+def encode_job(job: Job, span: Mapping[str, str] | None = None) -> Message:
+    """The message that dispatches `job`, with its headers, or those of them that carry another `span` instead."""
     value = b'{"v":1,"uid":"%s","kind":"%s"}' % (job.uid.encode(), job.kind.encode())
-    return Message(value, job.headers)
+    return Message(value, {**job.headers, **span} if span else job.headers)
 
 
 def decode_job(message: Message) -> str:
@@ -67,23 +69,30 @@ def encode_dead_letter(job: Job) -> Message:
         "created_at": job.created_at,
         "error": job.error,
         "message": job.message,
-        "tries": [{"at": t.at, "error": t.error, "message": t.message} for t in job.tries],
+        "tries": [
+            {"at": t.at, "error": t.error, "message": t.message} | ({"trace": t.trace} if t.trace else {})
+            for t in job.tries
+        ],
     }
     return Message(json.dumps(body, ensure_ascii=False).encode(), job.headers)
 
 
 def encode_signals(signals: Sequence[Signal]) -> bytes:
     """Many signals in one message."""
-    return json.dumps({"v": VERSION, "ended": [[s.uid, s.status.value] for s in signals]}).encode()
+    body: dict[str, object] = {"v": VERSION, "ended": [[s.uid, s.status.value] for s in signals]}
+    if traces := {s.uid: s.trace for s in signals if s.trace is not None}:
+        body["traces"] = traces
+    return json.dumps(body).encode()
 
 
 def decode_signals(value: bytes) -> list[Signal]:
     """The signals of one message; raises `Undecodable`."""
-    ended = _decoded(value).get("ended")
-    if not isinstance(ended, list):
+    body = _decoded(value)
+    ended, traces = body.get("ended"), body.get("traces", {})
+    if not isinstance(ended, list) or not isinstance(traces, dict):
         raise Undecodable("a signal message without a list")
     try:
-        return [Signal(str(uid), Status(status)) for uid, status in ended]
+        return [Signal(str(uid), Status(status), traces.get(uid)) for uid, status in ended]
     except (TypeError, ValueError) as error:
         raise Undecodable(f"a signal message in another shape: {error}") from error
 

@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import structlog
 
+from travelrec import tracing
 from travelrec.connect import Parts, opened_models, opened_parts
 from travelrec.errors import BadSetting
 from travelrec.health import Probes
@@ -91,6 +92,7 @@ async def work(settings: Settings, roles: Sequence[str]) -> None:
     for sign in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(sign, stopping.set)
     async with AsyncExitStack() as stack:
+        stack.enter_context(tracing.exported("travelrec-worker"))
         models = await stack.enter_async_context(opened_models(settings))
         parts = await stack.enter_async_context(opened_parts(settings))
         probes = Probes({"store": parts.store.ping, "broker": parts.broker.ping}, {})

@@ -127,7 +127,7 @@ class Coalescer:
                 now = time.time()
                 if leader is not None and answers(leader, job.created_at, now, fresh_s):
                     metrics.CACHE_HITS.labels("worker").inc()
-                    return Completed(leader.result or {})
+                    return Completed(leader.result or {}, leader.trace)
                 if leader is None or not at_work(leader, now) or leader_uid in self._following:
                     instead_of = leader_uid
                     continue

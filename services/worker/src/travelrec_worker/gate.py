@@ -262,6 +262,8 @@ class Place:
         self._again = again
         self._provider = gate.providers[0]
         self._sent: Sent | None = None
+        self.input_tokens = 0  # of all answers that were had here
+        self.output_tokens = 0
 
     async def __aenter__(self) -> Place:
         self._provider, self._sent = await self._gate.enter(self._within_s, self._again)
@@ -274,6 +276,12 @@ class Place:
 
     async def ask(self, question: Question, timeout_s: float) -> Answer:
         """See `ports.Model`. All providers that are asked share `timeout_s`."""
+        answer = await self._answer(question, timeout_s)
+        self.input_tokens += answer.input_tokens
+        self.output_tokens += answer.output_tokens
+        return answer
+
+    async def _answer(self, question: Question, timeout_s: float) -> Answer:
         began = time.monotonic()
         provider, sent = self._provider, self._sent or self._provider.send(began)
         self._sent = None

@@ -7,10 +7,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from typing import NamedTuple
 
 import structlog
+from opentelemetry.trace import Span, SpanKind
 
-from travelrec import metrics
+from travelrec import metrics, tracing
 from travelrec.batching import Batcher
 from travelrec.errors import (
     BrokerUnavailable,
@@ -35,10 +37,11 @@ from travelrec.job import (
     settled,
 )
 from travelrec.kinds import Kind
-from travelrec.ports import Broker, Delivery, Model, Signals, Store
+from travelrec.ports import Broker, Delivery, Signals, Store
 from travelrec.retry import RetryPolicy
 from travelrec.wire import (
     JOBS_TOPIC,
+    SIGNALS_TOPIC,
     Message,
     Signal,
     dead_letter_topic,
@@ -46,10 +49,20 @@ from travelrec.wire import (
     encode_dead_letter,
 )
 from travelrec_worker.coalescing import Coalescer
-from travelrec_worker.gate import Gate, Shut
+from travelrec_worker.gate import Gate, Place, Shut
 from travelrec_worker.leases import Leases
+from travelrec_worker.story import Story
 
 log = structlog.get_logger(__name__)
+
+
+class _Ended(NamedTuple):
+    """What a run of `job` came to, and the traceparent of its span if it has one."""
+
+    job: Job
+    outcome: Outcome
+    trace: str | None = None
+
 
 _STORE_RETRY_S = 0.25
 _LATE_CLAIM_S = 5.0  # how long a worker that ends waits for a claim, to hand the job back
@@ -91,7 +104,7 @@ class Jobs:
         self._coalescer = Coalescer(store)
         self._ahead = asyncio.Semaphore(concurrency + -(-concurrency // _AHEAD))
         self._claims: Batcher[str, Job | None] = Batcher(self._claim_all, grow=16)
-        self._settlements: Batcher[tuple[Job, Outcome], None] = Batcher(self._settle_all, grow=16)
+        self._settlements: Batcher[_Ended, bool] = Batcher(self._settle_all, grow=16)
         self._announcements: Batcher[Signal, None] = Batcher(self._announce_all, max_in_flight=2)
 
     async def handle(self, delivery: Delivery) -> None:
@@ -102,19 +115,28 @@ class Jobs:
             await self._reject(delivery, str(error))
             return
         await self._ahead.acquire()
-        with ExitStack() as held, ExitStack() as place:
+        with (
+            Story(delivery.message, uid, self._broker.system) as story,
+            ExitStack() as held,
+            ExitStack() as place,
+        ):
             place.callback(self._ahead.release)
-            job = await self._claim(uid)
+            with story.step("claim"):
+                job = await self._claim(uid)
             delivery.acknowledge()  # from here on the lease protects the job
             if job is None:
                 metrics.NOT_CLAIMED.inc()
+                story.dropped()
                 return
+            story.claimed(job)
             held.enter_context(self._leases.held(job))
-            outcome = await self._outcome(job, place.close)
+            outcome = await self._outcome(job, story, place.close)
             place.close()
             if outcome is not None:
                 self._leases.decided(job)
-                await self._settle(job, outcome)
+                with story.step("settle"):
+                    standing = await self._settle(job, outcome, story.trace)
+                story.ended(standing)
 
     def hear(self, signals: Sequence[Signal]) -> None:
         """Stops the runs of jobs that their callers have cancelled, and wakes those that follow an ended one."""
@@ -128,7 +150,7 @@ class Jobs:
         await self._settlements.drain()
         await self._announcements.drain()
 
-    async def _outcome(self, job: Job, following: Callable[[], None]) -> Outcome | None:
+    async def _outcome(self, job: Job, story: Story, following: Callable[[], None]) -> Outcome | None:
         """Runs or follows; None when the job was cancelled or lost: nothing is left to write."""
         metrics.CLAIMED.labels(job.kind).inc()
         metrics.WAIT_SECONDS.labels(job.kind).observe(max(0.0, time.time() - job.created_at))
@@ -136,32 +158,41 @@ class Jobs:
         if settled_already is not None:
             return settled_already
         kind = self._kinds[job.kind]
+        ran = False
+
+        async def run() -> Outcome:
+            nonlocal ran
+            ran = True
+            return await self._run_in_turn(job, story)
+
         try:
-            return await self._coalescer.outcome(
-                job, kind.key(job.params), kind.fresh_s, lambda: self._run_in_turn(job), following
-            )
+            outcome = await self._coalescer.outcome(job, kind.key(job.params), kind.fresh_s, run, following)
+            if not ran and isinstance(outcome, Completed):
+                story.followed(outcome.trace)
+            return outcome
         except asyncio.CancelledError:
             if self._leases.abandoned():
                 return None
             await self._hand_back(job)
             raise
 
-    async def _run_in_turn(self, job: Job) -> Outcome:
+    async def _run_in_turn(self, job: Job, story: Story) -> Outcome:
         """What `job` came to; an error that is not its fault costs it no more than time, up to its deadline."""
         trouble = ""
-        while True:
-            left_s = job.created_at + self._deadline_s - time.time()
-            try:
-                async with self._gate.place(left_s, again=bool(trouble)) as model:
-                    with metrics.IN_FLIGHT.track_inprogress():
-                        return await self._run(job, model)
-            except NotTheJobsFault as error:
-                trouble = f"{error} "
-                metrics.RETRIED.labels(error.title).inc()
-            except Shut:
-                return HandedBack()
-            except TimeoutError:
-                return _too_late(trouble)
+        with story.step("generate") as trace:
+            while True:
+                left_s = job.created_at + self._deadline_s - time.time()
+                try:
+                    async with self._gate.place(left_s, again=bool(trouble)) as model:
+                        with metrics.IN_FLIGHT.track_inprogress():
+                            return _traced(await self._run(job, model, story), trace)
+                except NotTheJobsFault as error:
+                    trouble = f"{error} "
+                    metrics.RETRIED.labels(error.title).inc()
+                except Shut:
+                    return HandedBack()
+                except TimeoutError:
+                    return _traced(_too_late(trouble), trace)
 
     def _without_run(self, job: Job) -> Outcome | None:
         """The outcome of a job that is not to be run (again) here."""
@@ -177,7 +208,7 @@ class Jobs:
             return _too_late()
         return None
 
-    async def _run(self, job: Job, model: Model) -> Outcome:
+    async def _run(self, job: Job, model: Place, story: Story) -> Outcome:
         """What running `job` came to; decides, and writes nothing. Raises `NotTheJobsFault`."""
         try:
             # the net below a kind that does not keep to its time: one that does ends with the model's own error
@@ -196,6 +227,8 @@ class Jobs:
         except Exception:  # a defect of the kind must cost this job's attempts, not the worker
             log.exception("kind failed", uid=job.uid, kind=job.kind)
             return self._again(job, "Internal error", "Something went wrong on our side.", None)
+        finally:
+            story.spent(model.input_tokens, model.output_tokens)
         return Completed(result)
 
     def _again(self, job: Job, error: str, message: str, retry_after_s: float | None) -> Outcome:
@@ -209,13 +242,14 @@ class Jobs:
         due_at = min(now + delay_s, job.created_at + self._deadline_s)  # behind which it only fails
         return Retry(due_at, Try(now, error, message))
 
-    async def _settle(self, job: Job, outcome: Outcome) -> None:
-        """Writes the outcome, however long the store is away."""
+    async def _settle(self, job: Job, outcome: Outcome, trace: str | None) -> Outcome | None:
+        """Writes the outcome, however long the store is away; answers what stands, None if it was not wanted."""
         if isinstance(outcome, Failed):
             outcome = await self._with_dead_letter(job, outcome)
         while True:
             try:
-                return await self._settlements.submit((job, outcome))
+                stands = await self._settlements.submit(_Ended(job, outcome, trace))
+                return outcome if stands else None
             except StoreUnavailable as error:
                 log.warning("result not stored yet", uid=job.uid, error=str(error))
                 await asyncio.sleep(_STORE_RETRY_S)
@@ -223,7 +257,7 @@ class Jobs:
     async def _hand_back(self, job: Job) -> None:
         """Lets another worker have `job` at once; while the store is away, once its lease has run out."""
         try:
-            await self._settlements.submit((job, HandedBack()))
+            await self._settlements.submit(_Ended(job, HandedBack()))
         except StoreUnavailable as error:
             log.warning("not handed back", uid=job.uid, error=str(error))
 
@@ -280,26 +314,54 @@ class Jobs:
         by_uid = {job.uid: job for job in won}
         return [by_uid.pop(uid, None) for uid in uids]  # a repeat within the batch gets nothing
 
-    async def _settle_all(self, ended: list[tuple[Job, Outcome]]) -> list[None]:
-        settlements = [Settlement(job.uid, job.token or "", outcome) for job, outcome in ended]
+    async def _settle_all(self, ended: list[_Ended]) -> list[bool]:
+        settlements = [Settlement(each.job.uid, each.job.token or "", each.outcome) for each in ended]
         stood = await self._store.settle(settlements, time.time())
-        for job, outcome in ended:
+        for job, outcome, trace in ended:
             if job.uid not in stood:
                 metrics.LOST_LEASES.inc()
                 log.warning("result not wanted any more", uid=job.uid)
             elif isinstance(outcome, Completed | Failed):
                 status = Status.COMPLETED if isinstance(outcome, Completed) else Status.FAILED
                 metrics.FINISHED.labels(job.kind, status.value).inc()
-                self._announcements.post(Signal(job.uid, status))
-        return [None] * len(ended)
+                self._announcements.post(Signal(job.uid, status, trace))
+        return [each.job.uid in stood for each in ended]
 
     async def _announce_all(self, signals: list[Signal]) -> list[None]:
+        spans = [_signal_span(signal) for signal in signals if signal.trace]
+        traces = {uid: tracing.carried(span).get("traceparent") for uid, span in spans}
         try:
-            await self._signals.announce(signals)
+            await self._signals.announce(
+                [Signal(signal.uid, signal.status, traces.get(signal.uid)) for signal in signals]
+                if traces
+                else signals
+            )
             metrics.SIGNALS_SENT.inc(len(signals))
         except SignalUnavailable as error:
             log.warning("signals lost", jobs=len(signals), error=str(error))
+            for _, span in spans:
+                tracing.failed(span, type(error).__name__)
+        for _, span in spans:
+            span.end()
         return [None] * len(signals)
+
+
+def _signal_span(signal: Signal) -> tuple[str, Span]:
+    attributes = {"messaging.destination.name": SIGNALS_TOPIC, "travelrec.uid": signal.uid}
+    parent = {"traceparent": signal.trace or ""}
+    return signal.uid, tracing.started(f"publish {SIGNALS_TOPIC}", parent, SpanKind.PRODUCER, attributes)
+
+
+def _traced(outcome: Outcome, trace: str | None) -> Outcome:
+    """`outcome` with the span of the run that it came of."""
+    match outcome:
+        case Completed(result):
+            return Completed(result, trace)
+        case Failed(last):
+            return Failed(replace(last, trace=trace))
+        case Retry(due_at, last) if last is not None:
+            return Retry(due_at, replace(last, trace=trace))
+    return outcome
 
 
 def _too_late(trouble: str = "") -> Failed:

@@ -9,10 +9,11 @@ from collections import defaultdict
 import structlog
 
 from travelrec import metrics
+from travelrec.dispatch import dispatch
 from travelrec.errors import BrokerUnavailable, Unavailable
 from travelrec.job import Phase
 from travelrec.ports import Broker, Store
-from travelrec.wire import JOBS_GROUP, JOBS_TOPIC, QUEUED_S, encode_job
+from travelrec.wire import JOBS_GROUP, JOBS_TOPIC, QUEUED_S
 
 log = structlog.get_logger(__name__)
 
@@ -62,7 +63,7 @@ class Sweeper:
             oldest = await self._broker.oldest_waiting(JOBS_TOPIC, JOBS_GROUP)
             again += [job for job in queued if oldest is None or job.created_at < oldest - _CLOCKS_S]
         if again:
-            await self._broker.publish(JOBS_TOPIC, [encode_job(job) for job in again])
+            await dispatch(self._broker, again)
             metrics.SWEPT.inc(len(again))
             log.info("published what was due", jobs=len(again))
         later: defaultdict[float, list[str]] = defaultdict(list)

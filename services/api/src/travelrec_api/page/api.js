@@ -52,7 +52,7 @@ async function call(method, params, { headers = {}, signal, patienceMs = PATIENC
 
 function judge(response, body) {
   const said = { title: body?.error ?? "", message: body?.message ?? "" };
-  if (response.ok && body?.uid) return { kind: "ok", body };
+  if (response.ok && body?.uid) return { kind: "ok", body, traceId: traceId(response) };
   if (response.status === 404) return { kind: "unknown", ...said };
   if (response.status === 422) return { kind: "invalid", details: body?.details ?? [], ...said };
   if (BUSY.has(response.status)) return { kind: "busy", retryAfterS: retryAfter(response), ...said };
@@ -63,6 +63,9 @@ function judge(response, body) {
       said.message || "That was not expected. Try again; if it stays so, tell whoever runs the service.",
   };
 }
+
+/** Of the request that was answered, where the service is traced. */
+const traceId = (response) => response.headers.get("traceresponse")?.split("-")[1];
 
 function parse(text) {
   try {

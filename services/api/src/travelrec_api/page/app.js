@@ -12,18 +12,19 @@ const RECHECK_PAST_MS = 10_000;
 const nudges = new EventTarget();
 
 /**
- * The request on show: `{uid, country, season, status, askedAt, acceptedMs, tookMs, isLive, recommendations, error,
- * message}`; `isLive` once this page has seen it before its end, so that it knows how long it took.
+ * The request on show: `{uid, country, season, status, askedAt, traceId, acceptedMs, tookMs, isLive,
+ * recommendations, error, message}`; `isLive` once this page has seen it before its end, so that it knows how long it took.
  */
 let shown = null;
 let stopShown = new AbortController();
 
 /* ---------- the request on show ---------- */
 
-function accepted({ uid, country, season, askedAt }) {
-  past.remember({ uid, country, season, askedAt, status: "accepted" });
+function accepted({ uid, country, season, askedAt, traceId }) {
+  past.remember({ uid, country, season, askedAt, traceId, status: "accepted" });
   history.pushState({ uid }, "", `/?uid=${uid}`);
-  show({ uid, country, season, askedAt, status: "accepted", acceptedMs: Date.now() - askedAt, isLive: true });
+  const acceptedMs = Date.now() - askedAt;
+  show({ uid, country, season, askedAt, traceId, status: "accepted", acceptedMs, isLive: true });
   goToRequest();
 }
 
@@ -53,7 +54,7 @@ function learn(body) {
     ENDED.has(body.status) && !ENDED.has(before) && shown.isLive ? Date.now() - shown.askedAt : shown.tookMs;
   shown = { ...shown, ...body, tookMs, isLive: true };
   if (shown.status !== "unknown" || past.find(shown.uid)) {
-    past.remember(pick(shown, ["uid", "country", "season", "status", "askedAt", "tookMs"]));
+    past.remember(pick(shown, ["uid", "country", "season", "status", "askedAt", "tookMs", "traceId"]));
   }
   if (shown.status === before) return;
   const focused = document.activeElement;
@@ -142,6 +143,8 @@ function render() {
   $("state").textContent = stateText(shown);
   $("state").hidden = !$("state").textContent;
   $("uid").value = shown.uid;
+  $("trace").hidden = !shown.traceId;
+  $("trace").textContent = shown.traceId ? `trace ${shown.traceId}` : "";
   $("ideas").hidden = status !== "completed";
   $("ideas").replaceChildren(...(shown.recommendations ?? []).map((text) => element("li", text)));
   $("cancel").hidden = !["accepted", "pending"].includes(status);

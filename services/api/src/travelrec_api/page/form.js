@@ -22,7 +22,7 @@ const combobox = new Combobox({
 let stopSending = new AbortController();
 let onAccepted = () => {};
 
-/** Makes the form work; `accepted({uid, country, season, askedAt})` is called for each request the service has. */
+/** Makes the form work; `accepted({uid, country, season, askedAt, traceId})` is called for each request the service has. */
 export function startForm(accepted) {
   onAccepted = accepted;
   form.addEventListener("submit", onSubmit);
@@ -108,7 +108,7 @@ function stopTrying() {
 
 function sent(answer, request) {
   if (answer.kind === "ok") {
-    onAccepted({ ...request, uid: answer.body.uid });
+    onAccepted({ ...request, uid: answer.body.uid, traceId: answer.traceId });
   } else if (answer.kind === "invalid" && answer.details.some(({ field }) => isField(field))) {
     for (const { field, message } of answer.details) if (isField(field)) fieldError(fieldOf(field), message);
     focusFirstError();

@@ -1,4 +1,4 @@
-/** The last requests, remembered in this browser: `{uid, country, season, status, askedAt, tookMs}`, newest first. */
+/** The last requests, remembered in this browser: `{uid, country, season, status, askedAt, tookMs, traceId}`, newest first. */
 
 import { isUid } from "/static/api.js";
 

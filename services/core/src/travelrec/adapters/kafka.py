@@ -50,6 +50,8 @@ _NOWHERE = TopicPartition("", -1)
 class KafkaBroker:
     """See `ports.Broker`; made by `opened`. The servers may be away: every call says so in its time."""
 
+    system = "kafka"
+
     def __init__(self, servers: str, *, partitions: int, timeout_s: float, tls: bool) -> None:
         self._options: dict[str, Any] = {
             "bootstrap_servers": servers.split(","),

@@ -159,6 +159,8 @@ class _Group:
 class MemoryBroker:
     """Topics in one process; the newest `keep` messages of each are kept for groups that come later."""
 
+    system = "memory"
+
     def __init__(self, keep: int = 10_000) -> None:
         self._keep = keep
         self._topics: dict[str, deque[tuple[float, Message]]] = {}

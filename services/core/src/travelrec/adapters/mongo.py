@@ -180,8 +180,10 @@ class MongoStore:
         }
         gone = {"phase": ""}
         match outcome:
-            case Completed(result):
+            case Completed(result, trace):
                 changes = {**ended, "status": Status.COMPLETED.value, "result": dict(result)}
+                if trace is not None:
+                    changes["trace"] = trace
                 return {"$set": changes, "$unset": gone}
             case Failed(last):
                 changes = {
@@ -302,8 +304,9 @@ class MongoStore:
         gone = ("error", "message", "ended_at", "settled", "token")
         fresh = {"status": Status.PENDING.value, "phase": Phase.DUE.value, "created_at": now, "due_at": now}
         changes = {
-            "$set": {**fresh, "claims": 0, "tries": [], "taken": token},
+            "$set": {**fresh, "claims": 0, "taken": token},
             "$unset": dict.fromkeys(gone, ""),
+            "$rename": {"tries": "earlier"},
         }
         with _translated():
             await self._jobs.bulk_write(

@@ -20,7 +20,9 @@ import httpx2
 import openai
 import structlog
 from openai import AsyncOpenAI, DefaultAioHttpClient
+from opentelemetry.trace import SpanKind
 
+from travelrec import tracing
 from travelrec.errors import (
     BadKey,
     BadModelRequest,
@@ -57,6 +59,14 @@ class OpenAIModel:
         self._model = model
         self._formats: dict[str, Any] = {}
         self._form = _FORMS[0]
+        self._attributes: dict[str, str | int] = {
+            "gen_ai.operation.name": "chat",
+            "gen_ai.provider.name": "openai",  # the protocol's; server.address tells compatible ones apart
+            "gen_ai.request.model": model,
+            "gen_ai.output.type": "json",
+            "server.address": client.base_url.host,
+            "server.port": client.base_url.port or (443 if client.base_url.scheme == "https" else 80),
+        }
 
     @classmethod
     @asynccontextmanager
@@ -103,6 +113,20 @@ class OpenAIModel:
             body["response_format"] = self._format(question)
         elif form == "json_object":
             body["response_format"] = {"type": "json_object"}
+        with tracing.span(
+            f"chat {self._model}", tracing.current(), SpanKind.CLIENT, self._attributes
+        ) as span:
+            answer = await self._answered(body, timeout_s)
+            span.set_attributes(
+                {
+                    "gen_ai.response.model": answer.model,
+                    "gen_ai.usage.input_tokens": answer.input_tokens,
+                    "gen_ai.usage.output_tokens": answer.output_tokens,
+                }
+            )
+            return answer
+
+    async def _answered(self, body: Mapping[str, Any], timeout_s: float) -> Answer:
         try:
             async with asyncio.timeout(timeout_s):  # the SDK's own begins again with every byte
                 response = await self._client.post(

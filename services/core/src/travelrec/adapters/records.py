@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any  # a record's values are whatever the database hands back
 
 from travelrec.job import Job, Phase, Status, Try
@@ -12,7 +12,12 @@ Record = dict[str, Any]
 
 def try_to_record(t: Try) -> Record:
     """One attempt."""
-    return {"at": t.at, "error": t.error, "message": t.message}
+    record = {"at": t.at, "error": t.error, "message": t.message}
+    return record if t.trace is None else {**record, "trace": t.trace}
+
+
+def _tries(records: Sequence[Mapping[str, Any]]) -> tuple[Try, ...]:
+    return tuple(Try(t["at"], t["error"], t["message"], t.get("trace")) for t in records)
 
 
 def to_record(job: Job) -> Record:
@@ -27,7 +32,9 @@ def to_record(job: Job) -> Record:
         "token": job.token,
         "claims": job.claims,
         "tries": [try_to_record(t) for t in job.tries],
+        "earlier": [try_to_record(t) for t in job.earlier] or None,
         "result": dict(job.result) if job.result is not None else None,
+        "trace": job.trace,
         "error": job.error,
         "message": job.message,
         "ended_at": job.ended_at,
@@ -50,8 +57,10 @@ def from_record(uid: str, record: Mapping[str, Any]) -> Job:
         due_at=record["due_at"],
         token=record.get("token"),
         claims=record["claims"],
-        tries=tuple(Try(t["at"], t["error"], t["message"]) for t in record["tries"]),
+        tries=_tries(record.get("tries", ())),
+        earlier=_tries(record.get("earlier", ())),
         result=record.get("result"),
+        trace=record.get("trace"),
         error=record.get("error"),
         message=record.get("message"),
         ended_at=record.get("ended_at"),

@@ -17,6 +17,9 @@ def ask(
     url: Annotated[
         str, typer.Option(help="Where the API is.", envvar="TRAVELREC_URL")
     ] = "http://localhost:3000",
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Also show the request's id and trace.")
+    ] = False,
 ) -> None:
     """Sends a request to the API, waits for its end and prints it."""
-    asyncio.run(completed(url, country, season, Console(stderr=True)))
+    asyncio.run(completed(url, country, season, Console(stderr=True), verbose=verbose))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 
 import aiohttp
 from rich.console import Console
@@ -13,19 +14,28 @@ from travelrec.errors import TravelrecError
 _TOTAL_S = 300.0
 
 
-async def completed(url: str, country: str, season: str, console: Console) -> dict[str, object]:
-    """Asks the API at `url`, shows progress and prints the result; raises `TravelrecError` when there is none."""
+async def completed(
+    url: str, country: str, season: str, console: Console, *, verbose: bool = False
+) -> dict[str, object]:
+    """Asks the API at `url`, shows progress and prints the result; raises `TravelrecError` when there is none.
+
+    `verbose` also shows the ids by which the request is found in logs and traces.
+    """
     began = time.monotonic()
     try:
         async with aiohttp.ClientSession(url, timeout=aiohttp.ClientTimeout(total=90.0)) as http:
             with console.status(f"Asking about {country} in {season} …") as status:
                 asked = {"country": country, "season": season}
                 async with http.post("/recommendations", params=asked) as response:
-                    body = await response.json()
+                    body, headers = await response.json(), response.headers
                 if response.status != 202:  # noqa: PLR2004 - accepted
                     raise TravelrecError(f"{body.get('error')}: {body.get('message')}")
                 uid = body["uid"]
                 console.print(f"[dim]accepted as {uid} after {time.monotonic() - began:.3f} s[/dim]")
+                if verbose:
+                    console.print(
+                        f"[dim]request id {headers['X-Request-ID']}, {_trace(headers)}[/dim]", soft_wrap=True
+                    )
                 status.update("The model is thinking …")
                 body = await _ended(http, uid, began)
     except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
@@ -40,6 +50,11 @@ async def completed(url: str, country: str, season: str, console: Console) -> di
     for number, text in enumerate(body["recommendations"], 1):
         out.print(f" {number}. {text}", highlight=False, markup=False, soft_wrap=True)
     return dict(body)
+
+
+def _trace(headers: Mapping[str, str]) -> str:
+    fields = headers.get("traceresponse", "").split("-")
+    return f"trace {fields[1]}" if len(fields) > 1 else "not traced (see OTEL_EXPORTER_OTLP_ENDPOINT)"
 
 
 async def _ended(http: aiohttp.ClientSession, uid: str, began: float) -> dict[str, str]:

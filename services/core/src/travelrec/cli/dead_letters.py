@@ -11,9 +11,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from travelrec import tracing
 from travelrec.connect import opened_store
 from travelrec.errors import TravelrecError
-from travelrec.job import Job, Status, is_uid
+from travelrec.job import Job, Status, Try, is_uid
 from travelrec.ports import Store
 from travelrec.retry import http_date
 from travelrec.settings import read_settings
@@ -123,6 +124,10 @@ async def _one(store: Store, uid: str) -> Job:
     return job
 
 
+def _try_as_json(one: Try) -> dict[str, str]:
+    return {"at": http_date(one.at), "error": one.error, "message": one.message}
+
+
 def _as_json(job: Job) -> dict[str, object]:
     return {
         "uid": job.uid,
@@ -132,6 +137,8 @@ def _as_json(job: Job) -> dict[str, object]:
         "failed_at": http_date(job.ended_at or 0.0),
         "error": job.error,
         "message": job.message,
-        "tries": [{"at": http_date(t.at), "error": t.error, "message": t.message} for t in job.tries],
+        "tries": [_try_as_json(t) for t in job.tries],
+        "tries before it was replayed": [_try_as_json(t) for t in job.earlier],
+        "trace": tracing.trace_id(job.headers),
         "headers": dict(job.headers),
     }

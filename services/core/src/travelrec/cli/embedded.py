@@ -91,6 +91,7 @@ async def _started(
 ) -> AsyncIterator[tuple[str, asyncio.Task[None]]]:
     """The API answers at the URL while the task runs; leaving ends it and everything behind it, in reverse."""
     try:
+        from travelrec import tracing
         from travelrec.connect import opened_models, opened_parts
         from travelrec_api.app import create_app
         from travelrec_api.server import served_in_process
@@ -100,6 +101,7 @@ async def _started(
             f"this needs travelrec-api and travelrec-worker ({error.name} is missing)"
         ) from error
     async with AsyncExitStack() as stack:
+        stack.enter_context(tracing.exported("travelrec"))
         parts = await stack.enter_async_context(opened_parts(settings))
         edge = create_app(settings, parts)[1]
         if settings.store_url.startswith("sqlite:"):
