@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from opentelemetry.sdk import environment_variables
 from prometheus_client.metrics import MetricWrapperBase
 from pydantic import AliasChoices
 from typer.main import get_command
@@ -48,7 +49,8 @@ def files() -> frozenset[str]:
 
 
 def setting_names() -> set[str]:
-    names: set[str] = set()
+    """Ours, and OpenTelemetry's own."""
+    names = {name for name in vars(environment_variables) if name.startswith("OTEL_")}
     for field in Settings.model_fields.values():
         alias = field.validation_alias
         names |= {str(n) for n in alias.choices} if isinstance(alias, AliasChoices) else {str(alias)}

@@ -240,7 +240,11 @@ def default_text(value: Any) -> str:
 
 def expected_example() -> str:
     """Every setting with its description and default, and its other names, all commented out."""
-    lines = ["# Every setting, with its default. Copy this file to .env and uncomment what you change.", ""]
+    lines = [
+        "# Every setting, with its default. Copy this file to .env and uncomment what you change.",
+        "# Traces follow the standard OTEL_* variables of the environment: see OTEL_EXPORTER_OTLP_ENDPOINT.",
+        "",
+    ]
     for field in Settings.model_fields.values():
         name, *others = names_of(field)
         lines += [f"# {field.description}", f"#{name}={default_text(field.default)}"]
