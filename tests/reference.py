@@ -94,10 +94,12 @@ class Reference:
             self._end(uid, now, status=Status.CANCELLED, message=message)
         return self.jobs.get(uid), ends
 
-    def published(self, uids: Sequence[str], due_at: float) -> None:
+    def published(self, uids: Sequence[str], due_at: float, sent_at: float | None) -> None:
         for uid in uids:
             if uid in self.jobs and self.jobs[uid].phase in (Phase.QUEUED, Phase.DUE):
                 self._change(uid, phase=Phase.QUEUED, due_at=due_at)
+                if sent_at is not None:
+                    self._change(uid, sent_at=sent_at)
 
     def take(self, uids: Sequence[str], until: float) -> list[Job]:
         """`take_due` after the store has chosen among equals."""

@@ -217,11 +217,12 @@ class JobLife(RuleBasedStateMachine):
                 answered = self.run(self.store.cancel(uid, self.now + skew, "Cancelled."))
                 assert answered == self.model.cancel(uid, self.now + skew, "Cancelled.")
 
-    @rule(indices=some, span=spans, times=times)
-    def published(self, indices: list[int], span: int, times: int) -> None:
+    @rule(indices=some, span=spans, times=times, again=st.booleans())
+    def published(self, indices: list[int], span: int, times: int, again: bool) -> None:
+        sent_at = float(self.now) if again else None
         for _ in range(times):
-            self.run(self.store.published(self.uids(indices), self.now + span))
-            self.model.published(self.uids(indices), self.now + span)
+            self.run(self.store.published(self.uids(indices), self.now + span, sent_at))
+            self.model.published(self.uids(indices), self.now + span, sent_at)
 
     @rule(limit=st.sampled_from((1, 3, ALL)), skew=skews)
     def take_due(self, limit: int, skew: int) -> None:

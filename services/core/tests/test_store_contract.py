@@ -240,6 +240,15 @@ async def test_settle_repeated_stands_until_the_next_claim(store: Store) -> None
     assert (await read(store, made.uid)).token == "t2"
 
 
+async def test_published_notes_when_it_was_sent_again(store: Store) -> None:
+    """The time of a message that was sent again stays until the next one; a mere look does not change it."""
+    (made,) = await accepted(store)
+    await store.published([made.uid], NOW + 20, NOW + 15)
+    await store.published([made.uid], NOW + 40)
+    found = await read(store, made.uid)
+    assert (found.due_at, found.sent_at) == (NOW + 40, NOW + 15)
+
+
 async def test_settle_in_bulk_tells_winners_from_losers(store: Store) -> None:
     """Of many settlements in one call the answer names those that stand."""
     good, bad = await running(store, "g"), await running(store, "b")

@@ -66,6 +66,9 @@ class Job:
     status: Status = Status.PENDING
     phase: Phase | None = Phase.QUEUED
     due_at: float = 0.0
+    sent_at: float | None = (
+        None  # when a sweeper last published its message; None: when it was accepted, if at all
+    )
     token: str | None = None  # of the newest lease; a result is taken only from its holder
     claims: int = 0  # that cost an attempt or whose worker was lost; too many of those end the job
     tries: tuple[Try, ...] = ()
@@ -166,11 +169,16 @@ def at_work(leader: Job, now: float) -> bool:
     return not leader.ended and leader.phase in (Phase.RUNNING, Phase.WAITING) and leader.due_at > now
 
 
-def published(job: Job, due_at: float) -> Job:
-    """`job` whose message is on its way, to be looked at again at `due_at`; one that was claimed is left alone."""
+def published(job: Job, due_at: float, sent_at: float | None = None) -> Job:
+    """`job` whose message is on its way, since `sent_at` if it was sent again, to be looked at again at `due_at`.
+
+    One that was claimed is left alone.
+    """
     if job.phase not in (Phase.QUEUED, Phase.DUE):
         return job
-    return replace(job, phase=Phase.QUEUED, due_at=due_at)
+    return replace(
+        job, phase=Phase.QUEUED, due_at=due_at, sent_at=job.sent_at if sent_at is None else sent_at
+    )
 
 
 def due(job: Job, until: float) -> Job:

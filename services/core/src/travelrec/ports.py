@@ -54,8 +54,8 @@ class Store(Protocol):
         """Ends a pending job; answers it as it then stands (None: unknown), and whether this call ended it."""
         ...
 
-    async def published(self, uids: Sequence[str], due_at: float) -> None:
-        """Notes that the messages of `uids` are on their way (see `job.published`)."""
+    async def published(self, uids: Sequence[str], due_at: float, sent_at: float | None = None) -> None:
+        """Notes that the messages of `uids` are on their way, since `sent_at` if sent again (see `job.published`)."""
         ...
 
     async def take_due(self, now: float, until: float, limit: int) -> list[Job]:

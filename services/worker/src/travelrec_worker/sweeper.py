@@ -52,7 +52,7 @@ class Sweeper:
         """Takes one batch of due jobs and publishes them; answers how many were due.
 
         A queued job is published again only when its message can't be in the broker any more, since everything that
-        waits there was published after the job was accepted: a long backlog is never published twice.
+        waits there was published after the job's own message: a long backlog is never published twice.
         """
         jobs = await self._store.take_due(now, now + _RETAKE_S, _BATCH)
         if not jobs:
@@ -61,16 +61,22 @@ class Sweeper:
         queued = [job for job in jobs if job.phase is Phase.QUEUED]
         if queued:
             oldest = await self._broker.oldest_waiting(JOBS_TOPIC, JOBS_GROUP)
-            again += [job for job in queued if oldest is None or job.created_at < oldest - _CLOCKS_S]
+            again += [
+                job
+                for job in queued
+                if oldest is None or (job.sent_at or job.created_at) < oldest - _CLOCKS_S
+            ]
         if again:
             await dispatch(self._broker, again)
             metrics.SWEPT.inc(len(again))
             log.info("published what was due", jobs=len(again))
-        later: defaultdict[float, list[str]] = defaultdict(list)
+        sent = {job.uid for job in again}
+        later: defaultdict[tuple[float, float | None], list[str]] = defaultdict(list)
         for job in jobs:
-            later[_look_again_s(now - job.created_at)].append(job.uid)
-        for wait_s, uids in later.items():
-            await self._store.published(uids, now + wait_s)
+            wait_s = _look_again_s(now - job.created_at)
+            later[wait_s, now if job.uid in sent else None].append(job.uid)
+        for (wait_s, sent_at), uids in later.items():
+            await self._store.published(uids, now + wait_s, sent_at)
         return len(jobs)
 
     async def purge(self, now: float) -> int:

@@ -86,11 +86,11 @@ class MemoryStore:
         self.jobs[uid] = moves.cancelled(job, now, self._retention_s, message)
         return self.jobs[uid], not job.ended
 
-    async def published(self, uids: Sequence[str], due_at: float) -> None:
+    async def published(self, uids: Sequence[str], due_at: float, sent_at: float | None = None) -> None:
         """See `ports.Store`."""
         for uid in uids:
             if uid in self.jobs:
-                self.jobs[uid] = moves.published(self.jobs[uid], due_at)
+                self.jobs[uid] = moves.published(self.jobs[uid], due_at, sent_at)
 
     async def take_due(self, now: float, until: float, limit: int) -> list[Job]:
         """See `ports.Store`."""

@@ -231,12 +231,15 @@ class MongoStore:
             )
         return (await self.get([uid])).get(uid), done.matched_count == 1
 
-    async def published(self, uids: Sequence[str], due_at: float) -> None:
+    async def published(self, uids: Sequence[str], due_at: float, sent_at: float | None = None) -> None:
         """See `ports.Store`."""
+        changes: Record = {"phase": Phase.QUEUED.value, "due_at": due_at}
+        if sent_at is not None:
+            changes["sent_at"] = sent_at
         with _translated():
             await self._jobs.update_many(
                 {"_id": {"$in": list(uids)}, **_PENDING, "phase": {"$in": _DISPATCHABLE}},
-                {"$set": {"phase": Phase.QUEUED.value, "due_at": due_at}},
+                {"$set": changes},
             )
 
     async def take_due(self, now: float, until: float, limit: int) -> list[Job]:

@@ -146,12 +146,12 @@ class SqliteStore:
 
         return await self._write(work)
 
-    async def published(self, uids: Sequence[str], due_at: float) -> None:
+    async def published(self, uids: Sequence[str], due_at: float, sent_at: float | None = None) -> None:
         """See `ports.Store`."""
 
         def work() -> None:
             for job in self._select(uids):
-                self._put(moves.published(job, due_at))
+                self._put(moves.published(job, due_at, sent_at))
 
         await self._write(work)
 
