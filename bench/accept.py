@@ -91,7 +91,7 @@ def run(rounds: int = 5, seconds: int = 4, connections: int = 64) -> str:
         api = stack.enter_context(
             _served(
                 [sys.executable, "-m", "travelrec", "api"],
-                {"BROKER_URL": kafka.url, "STORE_URL": mongo.url + "bench", "LOG_LEVEL": "warning"},
+                {"BROKER_URL": kafka.url, "STORE_URL": mongo.url + "bench"},
                 api_port,
             )
         )
