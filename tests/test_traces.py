@@ -277,7 +277,7 @@ async def test_no_secret_is_told_to_anybody(
 ) -> None:
     """After trouble of every sort the key and the prompt's text are in no log, no metric, no span and no answer."""
     answers = []
-    for fault in ("401", "500", "refusal", "broken_json"):
+    for fault in ("401", "500", "refusal", "broken-json"):
         await client.model(faults={fault: 1})
         uid, _ = await asked(deployment.apis[0], "GR", "summer")
         if fault == "401":  # not the job's fault: it stays pending until the key is accepted
