@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from simulation.history import History
 from simulation.loop import EPOCH, Process, VirtualLoop, process_now
+from travelrec import ports
 from travelrec.errors import BrokerUnavailable, SignalUnavailable, StoreUnavailable, Unavailable
 from travelrec.offsets import Offsets
 from travelrec.wire import Message, Signal, decode_signals, encode_signals
@@ -163,6 +164,11 @@ class Cluster:
             (log[committed[p]].at for p, log in enumerate(logs) if committed[p] < len(log)), default=None
         )
 
+    def group(self, topic: str, group: str) -> ports.Group:
+        known = self.groups[topic, group]
+        lag = {p: len(log) - known.committed[p] for p, log in enumerate(self.topics[topic])}
+        return ports.Group(len(known.members), lag)
+
 
 class Broker:
     """`ports.Broker` as one process sees it."""
@@ -198,6 +204,9 @@ class Broker:
 
     async def oldest_waiting(self, topic: str, group: str) -> float | None:
         return await self._call(lambda: self._cluster.oldest_waiting(topic, group))
+
+    async def group(self, topic: str, group: str) -> ports.Group:
+        return await self._call(lambda: self._cluster.group(topic, group))
 
     async def ping(self) -> None:
         await self._call(lambda: None)

@@ -548,8 +548,10 @@ async def test_a_lost_signal_costs_a_second_look(monkeypatch):
         poll = asyncio.create_task(api.get(f"/recommendations?uid={uid}&wait=60"))
         await eventually(lambda: metrics.WAITERS._value.get() == 1)
         await claimed(parts.store, uid)
+        late = metrics.SIGNALS_LATE._value.get()
         await parts.store.settle([Settlement(uid, "token", Failed(Try(1.0, "No", "No.")))], time.time())
         assert (await asyncio.wait_for(poll, 5)).json["status"] == "failed"
+        assert metrics.SIGNALS_LATE._value.get() == late + 1
 
 
 async def test_an_unknown_uid_is_not_waited_for():
@@ -720,6 +722,8 @@ async def test_cancelling_wakes_who_waits():
             await anext(events)
             poll = asyncio.create_task(other.get(f"/recommendations?uid={uid}&wait=60"))
             await eventually(lambda: metrics.WAITERS._value.get() == 2)
+            waiting = metrics.LONG_POLLS, metrics.EVENT_STREAMS
+            assert [gauge._value.get() for gauge in waiting] == [1, 1]
             await one.call("DELETE", f"/recommendations?uid={uid}")
             assert [event.name async for event in events] == ["cancelled"]
             assert (await poll).json["status"] == "cancelled"

@@ -153,6 +153,27 @@ async def test_oldest_waiting_is_the_first_that_is_not_acknowledged(broker: Brok
         assert later - 0.1 <= (await broker.oldest_waiting(topic, "g") or 0)
 
 
+async def test_a_group_tells_its_members_and_what_it_has_not_acknowledged(broker: Broker, topic: str) -> None:
+    """Every message lags until it is acknowledged, also before the group was ever seen and after it was left."""
+    await broker.publish(topic, messages(20))
+    group = await broker.group(topic, "g")
+    assert (group.members, sum(group.lag.values())) == (0, 20)
+    async with broker.subscribe(topic, "g") as subscription:
+        taken = await take_all(subscription, 20)
+        group = await broker.group(topic, "g")
+        assert (group.members, sum(group.lag.values())) == (1, 20)
+        for delivery in taken:
+            delivery.acknowledge()
+
+        async def noted() -> bool:
+            return not any((await broker.group(topic, "g")).lag.values())
+
+        await eventually(noted)
+        await broker.publish(topic, messages(5))
+    group = await broker.group(topic, "g")
+    assert (group.members, sum(group.lag.values())) == (0, 5)
+
+
 async def test_members_share_the_messages(broker: Broker, topic: str) -> None:
     """Two members of a group get each message once between them, also while one joins and leaves."""
     async with AsyncExitStack() as stack:

@@ -60,6 +60,7 @@ GOOD: dict[str, tuple[str, object]] = {
     "OPENAI_MODEL": ("gpt-4.1-mini", "gpt-4.1-mini"),
     "OPENAI_FALLBACK_BASE_URL": ("http://127.0.0.1:8090/v1", "http://127.0.0.1:8090/v1"),
     "OPENAI_FALLBACK_MODEL": ("gpt-4.1-nano", "gpt-4.1-nano"),
+    "MODEL_PRICES": ("ours=0.2/0.8", "ours=0.2/0.8"),
     "MODEL_TIMEOUT": ("20", 20.0),
     "HOST": ("::1", "::1"),
     "PORT": ("0", 0),
@@ -110,6 +111,7 @@ def test_an_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 BAD = {
+    "MODEL_PRICES": ["ours", "ours=1", "ours=-1/2"],
     "BROKER_URL": ["mqtt://h", "kafka://", "://h"],
     "KAFKA_BOOTSTRAP_SERVERS": ["http://h:9092"],
     "STORE_URL": ["postgres://h/db", "sqlite://", "sqlite:///", "mongodb://", "file.db"],

@@ -25,7 +25,7 @@ from travelrec.job import (
     Try,
     new_uid,
 )
-from travelrec.ports import Store
+from travelrec.ports import Backlog, Store
 
 NOW = 1_700_000_000.0
 RETENTION_S = 1000.0
@@ -428,6 +428,20 @@ async def test_the_traces_of_runs_are_kept(store: Store) -> None:
     assert won.tries == (tried,)
     await store.settle([Settlement(won.uid, "t2", Completed({}, "00-bb-01"))], NOW + 4)
     assert (await read(store, job_.uid)).trace == "00-bb-01"
+
+
+async def test_backlog_is_what_has_not_ended(store: Store) -> None:
+    """Queued, running and backing off count, up to the limit; the oldest is the first to have been accepted."""
+    assert await store.backlog(10) == Backlog(0, None)
+    oldest, ended, second = [(await accepted(store, created_at=NOW - age))[0] for age in (30.0, 20.0, 10.0)]
+    await store.claim([oldest.uid, ended.uid], "t", NOW, NOW + 30.0)
+    assert await store.backlog(10) == Backlog(3, NOW - 30.0)
+    assert await store.backlog(2) == Backlog(2, NOW - 30.0)
+    await store.settle([Settlement(ended.uid, "t", Completed({}))], NOW)
+    await store.settle([Settlement(oldest.uid, "t", Retry(NOW + 5.0, Try(NOW, "Busy", "Busy.")))], NOW)
+    assert await store.backlog(10) == Backlog(2, NOW - 30.0)
+    await store.cancel(oldest.uid, NOW, "Cancelled.")
+    assert await store.backlog(10) == Backlog(1, second.created_at)
 
 
 async def test_ping_answers(store: Store) -> None:

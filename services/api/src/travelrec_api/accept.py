@@ -38,6 +38,8 @@ class Accepter:
         self._kinds = kinds
         self._retention_s = retention_s
         self._answers = Answers(store)
+        self._accepted = {kind: metrics.ACCEPTED.labels(kind) for kind in kinds}
+        self._accept_s = {kind: metrics.ACCEPT_SECONDS.labels(kind) for kind in kinds}
         self._unsure: dict[str, int] = {}  # uid → how often it is still looked for
         self._accepts: Batcher[Job, Job] = Batcher(self._accept_all, max_items=500, grow=16)
         self._publishes: Batcher[Job, None] = Batcher(
@@ -58,6 +60,7 @@ class Accepter:
         Where a fresh answer of the same kind and parameters is known, the job is born completed. `span` is that of
         the request.
         """
+        began = time.perf_counter()
         known = self._kinds[kind]
         answered = await self._answers.fresh(known.key(params), known.fresh_s)
         now = time.time()
@@ -78,10 +81,12 @@ class Accepter:
             standing = await self._accepts.submit(job)
         if standing.uid != job.uid:
             return standing, True
-        metrics.ACCEPTED.labels(kind).inc()
+        self._accepted[kind].inc()
+        self._accept_s[kind].observe(time.perf_counter() - began, metrics.exemplar(headers))
         if job.ended:
             metrics.CACHE_HITS.labels("accept").inc()
             metrics.FINISHED.labels(kind, job.status.value).inc()
+            metrics.JOB_SECONDS.labels(kind, job.status.value).observe(time.time() - job.created_at)
         elif self._publishes.waiting < _MAX_UNPUBLISHED:
             self._publishes.post(job)
         else:

@@ -38,7 +38,7 @@ class Edge:
         self._hot = hot or {}  # (method, path) that skip the framework's layers; see ADR 0006
         self.stop = stop  # ends what would hold the process: called from a signal handler
         self._counted: dict[tuple[str, str, int], Counter] = {}
-        self._timed: dict[str, Histogram] = {}
+        self._timed: dict[tuple[str, str], Histogram] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One connection's request, as ASGI has it."""
@@ -108,9 +108,9 @@ class Edge:
         key = (method, route, status)
         if key not in self._counted:
             self._counted[key] = metrics.HTTP_REQUESTS.labels(method, route, str(status))
-            self._timed[route] = metrics.HTTP_SECONDS.labels(route)
+            self._timed[method, route] = metrics.HTTP_SECONDS.labels(method, route)
         self._counted[key].inc()
-        self._timed[route].observe(seconds)
+        self._timed[method, route].observe(seconds)
         if scope["path"] in _PROBES and status < 500:  # noqa: PLR2004 - HTTP's server errors
             return
         state = scope["state"]

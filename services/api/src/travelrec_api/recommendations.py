@@ -251,7 +251,7 @@ async def _events(state: State, job: Job) -> AsyncIterator[bytes]:
     yield _event(job)
     while not job.ended and not state.waiters.stopped:
         try:
-            found = await state.waiters.until_ended(job.uid, _PING_S)
+            found = await state.waiters.until_ended(job.uid, _PING_S, metrics.EVENT_STREAMS)
         except StoreUnavailable:
             yield format_sse_event(comment="the store is away")
             await asyncio.sleep(_STORE_AWAY_S)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
 from fastapi import APIRouter, Request
-from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector
 from pydantic import BaseModel
 from starlette.responses import Response
 
+from travelrec.metrics import exposition
 from travelrec_api.problems import answer
 from travelrec_api.state import State
 
@@ -57,10 +54,7 @@ async def readyz(request: Request) -> Response:
     summary="Prometheus metrics",
     responses={200: {"content": {"text/plain": {}}}},
 )
-async def metrics() -> Response:
+async def metrics(request: Request) -> Response:
     """Of this process, or of all processes of this gunicorn."""
-    registry: CollectorRegistry = REGISTRY
-    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
-        registry = CollectorRegistry()
-        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # prometheus_client leaves it untyped
-    return Response(generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+    body, content_type = exposition(request.headers.get("accept", ""))
+    return Response(body, headers={"Content-Type": content_type})

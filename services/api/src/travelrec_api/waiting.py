@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 import structlog
+from prometheus_client import Gauge
 
 from travelrec import metrics, tracing
 from travelrec.batching import Batcher
@@ -33,7 +34,9 @@ class Waiters:
         """The job as it stands, None if there is none; raises `StoreUnavailable`."""
         return await self._reads.submit(uid)
 
-    async def until_ended(self, uid: str, timeout_s: float) -> Job | None:
+    async def until_ended(
+        self, uid: str, timeout_s: float, counted: Gauge = metrics.LONG_POLLS
+    ) -> Job | None:
         """The job once it has ended, or as it stands after `timeout_s` or when the process stops."""
         woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting[uid].add(woken)
@@ -41,7 +44,7 @@ class Waiters:
             job = await self.read(uid)  # after registering, so that no signal can slip through
             if job is None or job.ended or timeout_s <= 0 or self._stopped:
                 return job
-            with metrics.WAITERS.track_inprogress():
+            with metrics.WAITERS.track_inprogress(), counted.track_inprogress():
                 await asyncio.wait([woken], timeout=timeout_s)
             return await self.read(uid)
         finally:
@@ -84,7 +87,8 @@ class Waiters:
                 log.warning("store away", error=str(error))
                 continue
             for uid, job in found.items():
-                if job.ended:
+                if job.ended and uid in self._waiting:
+                    metrics.SIGNALS_LATE.inc()
                     self._wake(uid)
 
     def _wake(self, uid: str) -> None:

@@ -1,10 +1,25 @@
-"""Every metric in one list: name, type, labels, meaning. Labels have few values; a uid is never one."""
+"""Every metric in one list: name, type, labels, meaning. Labels have few values; a uid is never one.
+
+Histograms that are given a trace as `exemplar` show it in the OpenMetrics format, where one process serves.
+"""
 
 from __future__ import annotations
 
-from prometheus_client import Counter, Gauge, Histogram
+import os
+import re
+from collections.abc import Mapping
 
-_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.multiprocess import MultiProcessCollector
+
+disable_created_metrics()  # type: ignore[no-untyped-call]  # prometheus_client leaves it untyped
+
+_ANSWER_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_JOB_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 3600, 14400, 86400)
+_MODEL_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 3, 5, 7.5, 10, 15, 20, 30, 45, 60, 120)
+
+# --- HTTP and accept: the API's processes ---------------------------------------------------------------
 
 HTTP_REQUESTS = Counter(
     "travelrec_http_requests_total",
@@ -12,32 +27,71 @@ HTTP_REQUESTS = Counter(
     ["method", "route", "status"],
 )
 HTTP_SECONDS = Histogram(
-    "travelrec_http_request_seconds", "Time to answer a request.", ["route"], buckets=_SECONDS
+    "travelrec_http_request_seconds",
+    "Time to answer a request; of a long poll or an event stream, also the time it waited.",
+    ["method", "route"],
+    buckets=_ANSWER_S,
 )
 ACCEPTED = Counter("travelrec_jobs_accepted_total", "Jobs made durable and answered with a uid.", ["kind"])
+ACCEPT_SECONDS = Histogram(
+    "travelrec_accept_seconds", "From a valid request to its durable job.", ["kind"], buckets=_ANSWER_S
+)
 PUBLISH_FAILED = Counter(
     "travelrec_publish_failed_total", "Accepted jobs whose message was left to the sweeper."
 )
 WAITERS = Gauge(
     "travelrec_waiters", "Long polls and event streams that wait for a job.", multiprocess_mode="livesum"
 )
+LONG_POLLS = Gauge("travelrec_long_polls", "Long polls that wait for a job.", multiprocess_mode="livesum")
+EVENT_STREAMS = Gauge(
+    "travelrec_event_streams", "Event streams that wait for a job.", multiprocess_mode="livesum"
+)
+
+# --- a job's way: the workers, and the API where it ends a job ------------------------------------------
+
 CLAIMED = Counter("travelrec_jobs_claimed_total", "Jobs leased by a worker.", ["kind"])
 NOT_CLAIMED = Counter(
     "travelrec_messages_dropped_total", "Messages whose job was finished or leased elsewhere."
 )
+WAIT_SECONDS = Histogram("travelrec_job_wait_seconds", "From acceptance to claim.", ["kind"], buckets=_JOB_S)
+IN_FLIGHT = Gauge("travelrec_jobs_in_flight", "Jobs being run by this worker.", multiprocess_mode="livesum")
 FINISHED = Counter("travelrec_jobs_finished_total", "Jobs that ended, by outcome.", ["kind", "outcome"])
+JOB_SECONDS = Histogram(
+    "travelrec_job_seconds",
+    "From acceptance to the stored result or failure; from the replay for one that was replayed.",
+    ["kind", "outcome"],
+    buckets=_JOB_S,
+)
 RETRIED = Counter("travelrec_jobs_retried_total", "Attempts that will be tried again, by reason.", ["reason"])
 LOST_LEASES = Counter("travelrec_leases_lost_total", "Runs whose result no longer counted.")
 FOLLOWERS = Counter("travelrec_jobs_followed_total", "Jobs that took the outcome of another's run.")
 CACHE_HITS = Counter(
     "travelrec_cache_hits_total", "Jobs that took an earlier answer, by where it was found.", ["at"]
 )
-IN_FLIGHT = Gauge("travelrec_jobs_in_flight", "Jobs being run by this worker.", multiprocess_mode="livesum")
-WAIT_SECONDS = Histogram(
-    "travelrec_job_wait_seconds", "From acceptance to claim.", ["kind"], buckets=_SECONDS
+DEAD_LETTERS = Counter("travelrec_dead_letters_total", "Copies written to a dead-letter topic.", ["topic"])
+SIGNALS_SENT = Counter("travelrec_signals_sent_total", "Signals of ended jobs sent.")
+SIGNALS_HEARD = Counter("travelrec_signals_heard_total", "Signals of ended jobs heard.")
+SIGNALS_LATE = Counter(
+    "travelrec_signals_late_total",
+    "Jobs whose end was found by looking again, because its signal was late or lost.",
 )
-MODEL_SECONDS = Histogram("travelrec_model_call_seconds", "One model call.", ["outcome"], buckets=_SECONDS)
-TOKENS = Counter("travelrec_model_tokens_total", "Tokens as the provider counts them.", ["direction"])
+
+# --- the model: the workers -----------------------------------------------------------------------------
+
+MODEL_CALLS = Counter(
+    "travelrec_model_calls_total",
+    "Model calls, by the model's name in the settings and by how they ended.",
+    ["model", "outcome"],
+)
+MODEL_SECONDS = Histogram("travelrec_model_call_seconds", "One model call.", ["outcome"], buckets=_MODEL_S)
+TOKENS = Counter(
+    "travelrec_model_tokens_total", "Tokens as the provider counts them.", ["model", "direction"]
+)
+COST = Counter(
+    "travelrec_model_cost_dollars_total",
+    "Estimated cost in US dollars: tokens at the list prices of prices.py, or at MODEL_PRICES.",
+    ["model"],
+)
 MODEL_CONCURRENCY = Gauge(
     "travelrec_model_concurrency_allowed",
     "Model calls that may be in flight, as the provider's answers allow; at most WORKER_CONCURRENCY.",
@@ -53,8 +107,54 @@ BREAKER = Gauge(
 PAUSES = Counter(
     "travelrec_intake_pauses_total", "Times that no more jobs were taken because of the provider.", ["reason"]
 )
+
+# --- what stands in the store and the broker: every worker looks, and all say the same; take the maximum --
+
+WAITING = Gauge(
+    "travelrec_jobs_waiting",
+    "Accepted jobs that have not ended, those being run included, as counted in the store: 100,000 at most.",
+    multiprocess_mode="livemax",
+)
+OLDEST_WAITING = Gauge(
+    "travelrec_oldest_waiting_seconds",
+    "Age of the oldest job that has not ended; 0 when there is none.",
+    multiprocess_mode="livemax",
+)
+LAG = Gauge(
+    "travelrec_consumer_lag",
+    "Messages of a partition that no worker has taken.",
+    ["topic", "partition"],
+    multiprocess_mode="livemax",
+)
+DEPENDENCY_UP = Gauge(
+    "travelrec_dependency_up",
+    "Whether this worker reaches its store, broker and signals.",
+    ["dependency"],
+    multiprocess_mode="livemin",
+)
 SWEPT = Counter("travelrec_sweeper_published_total", "Messages published by the sweeper.")
 PURGED = Counter("travelrec_jobs_purged_total", "Ended jobs deleted after their retention.")
-DEAD_LETTERS = Counter("travelrec_dead_letters_total", "Copies written to a dead-letter topic.", ["topic"])
-SIGNALS_SENT = Counter("travelrec_signals_sent_total", "Signals of ended jobs sent.")
-SIGNALS_HEARD = Counter("travelrec_signals_heard_total", "Signals of ended jobs heard.")
+
+_TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]([13579bdf])")
+
+
+def exemplar(headers: Mapping[str, str]) -> dict[str, str] | None:
+    """What to `observe` beside a value: the trace that the `traceparent` of a job names, if it is recorded."""
+    parent = headers.get("traceparent")
+    if parent is None:
+        return None
+    found = _TRACEPARENT.fullmatch(parent)
+    return {"trace_id": found[1]} if found else None
+
+
+def exposition(accept: str) -> tuple[bytes, str]:
+    """What `/metrics` answers to a scraper that accepts these types, and its type.
+
+    Of this process, or of all processes of this gunicorn.
+    """
+    registry: CollectorRegistry = REGISTRY
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # prometheus_client leaves it untyped
+    encode, content_type = choose_encoder(accept)
+    return encode(registry), content_type

@@ -17,6 +17,14 @@ from travelrec.retry import Allowance
 from travelrec.wire import Message, Signal
 
 
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What has been accepted and has not ended."""
+
+    pending: int
+    oldest_at: float | None  # when it was accepted, or revived
+
+
 class Store(Protocol):
     """The truth about jobs. Every method is atomic per job, whoever races; lists, never empty, are worked in one go."""
 
@@ -88,6 +96,10 @@ class Store(Protocol):
         """Deletes up to `limit` ended jobs whose time has passed, and leads as old; answers how many jobs."""
         ...
 
+    async def backlog(self, limit: int) -> Backlog:
+        """How many jobs are pending, counted up to `limit`, and since when the oldest of them is."""
+        ...
+
     async def ping(self) -> None:
         """Returns when the store answers; raises `StoreUnavailable`."""
         ...
@@ -118,6 +130,14 @@ class Subscription(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A consumer group of one topic."""
+
+    members: int
+    lag: Mapping[int, int]  # partition → messages that no member has acknowledged
+
+
 class Broker(Protocol):
     """Dispatch: at least once, durable, shared by the members of a group."""
 
@@ -135,6 +155,10 @@ class Broker(Protocol):
 
     async def oldest_waiting(self, topic: str, group: str) -> float | None:
         """When the oldest message that no member of `group` has acknowledged was published; None if none waits."""
+        ...
+
+    async def group(self, topic: str, group: str) -> Group:
+        """Who reads `topic` as `group`, and what is still to be read."""
         ...
 
     async def ping(self) -> None:

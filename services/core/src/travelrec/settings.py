@@ -18,6 +18,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from travelrec.errors import BadSetting
+from travelrec.prices import Price, parse_prices, price_of
 
 _SCHEMES = {
     "broker_url": ("memory", "kafka", "kafka+ssl"),
@@ -92,6 +93,11 @@ class Settings(BaseSettings):
     )
     openai_fallback_model: str | None = Field(
         None, validation_alias="OPENAI_FALLBACK_MODEL", description="the second provider's or a second model"
+    )
+    model_prices: str = Field(
+        "",
+        validation_alias="MODEL_PRICES",
+        description="your prices as NAME=INPUT/OUTPUT,… in US dollars a million tokens; default: list prices",
     )
     model_timeout_s: float = Field(
         60.0,
@@ -171,6 +177,21 @@ class Settings(BaseSettings):
         if url and not url.startswith(("http://", "https://")):
             raise ValueError("use http:// or https://")
         return url
+
+    @field_validator("model_prices")
+    @classmethod
+    def _readable_prices(cls, text: str) -> str:
+        parse_prices(text)
+        return text
+
+    @property
+    def model_names(self) -> tuple[str, str]:
+        """The names of the model and of its fall-back, which may be the same."""
+        return self.openai_model, self.openai_fallback_model or self.openai_model
+
+    def price_of(self, model: str) -> Price | None:
+        """What the tokens of `model` cost, None if that is not known."""
+        return price_of(model, parse_prices(self.model_prices))
 
     @property
     def offline_model(self) -> bool:

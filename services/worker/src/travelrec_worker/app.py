@@ -18,6 +18,7 @@ from travelrec.ports import Model
 from travelrec.retry import RetryPolicy
 from travelrec.settings import Settings
 from travelrec.wire import JOBS_GROUP, JOBS_TOPIC
+from travelrec_worker.backlog import Backlog
 from travelrec_worker.engine import Engine
 from travelrec_worker.gate import Gate
 from travelrec_worker.health import served
@@ -36,7 +37,11 @@ async def running_jobs(settings: Settings, parts: Parts, *models: Model) -> Asyn
 
     The second of `models`, if there is one, stands in for the first.
     """
-    gate = Gate(models, settings.worker_concurrency)
+    gate = Gate(
+        models,
+        settings.worker_concurrency,
+        [(name, settings.price_of(name)) for name in settings.model_names],
+    )
     leases = Leases(parts.store, settings.lease_s)
     jobs = Jobs(
         parts.store,
@@ -65,6 +70,7 @@ async def running_jobs(settings: Settings, parts: Parts, *models: Model) -> Asyn
         if settings.broker_url.startswith("memory:"):
             await parts.store.take_due(float("inf"), 0.0, 2**31)  # the broker has forgotten what it held
         helpers.append(background.create_task(Sweeper(parts.store, parts.broker).run()))
+        helpers.append(background.create_task(Backlog(parts.store, parts.broker, parts.signals).watch()))
         await stack.enter_async_context(parts.signals.listen(jobs.hear))
         running = background.create_task(engine.run(settings.grace_s))
         try:

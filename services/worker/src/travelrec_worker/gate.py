@@ -20,6 +20,7 @@ import structlog
 from travelrec import metrics
 from travelrec.errors import ModelBusy, ModelError, ModelTimeout, NotTheJobsFault, RateLimited
 from travelrec.ports import Answer, Model, Question
+from travelrec.prices import Price
 from travelrec.retry import RetryPolicy
 from travelrec_worker.limits import NEVER, Breaker, Concurrency, Pace, Sent, State
 
@@ -29,7 +30,6 @@ _BACKOFF = RetryPolicy(base_s=1.0, cap_s=30.0)
 _FAILURES_IN_A_ROW = 10
 _FIRST_SHARE = 0.6  # of a run's time for the first provider, where there is a second
 _PATIENCE_S = 30.0  # then the jobs that wait at a gate that is shut go back, for workers that have a provider
-_TOKENS_IN, _TOKENS_OUT = metrics.TOKENS.labels("input"), metrics.TOKENS.labels("output")
 _TIMERS_S = 0.001  # a loop's timer may come so much early
 
 
@@ -40,8 +40,10 @@ class Shut(Exception):
 class Provider:
     """A model, and what its answers teach about how to ask it."""
 
-    def __init__(self, name: str, model: Model, ceiling: int) -> None:
+    def __init__(self, name: str, model: Model, ceiling: int, called: str, price: Price | None) -> None:
         self.name = name
+        self._called = called
+        self._price = price or Price(0.0, 0.0)
         self.in_flight = 0
         self._model = model
         self._concurrency = Concurrency(ceiling)
@@ -88,8 +90,7 @@ class Provider:
         try:
             answer = await self._model.ask(question, timeout_s)
             outcome = "ok"
-            _TOKENS_IN.inc(answer.input_tokens)
-            _TOKENS_OUT.inc(answer.output_tokens)
+            self._count_tokens(answer)
             now = time.monotonic()
             self._pace.answered(sent, answer.allowance, now)
             self._works(sent, now)
@@ -101,7 +102,13 @@ class Provider:
         finally:
             if outcome == "cancelled":
                 self._breaker.unknown(sent, time.monotonic())
+            metrics.MODEL_CALLS.labels(self._called, outcome).inc()
             metrics.MODEL_SECONDS.labels(outcome).observe(time.monotonic() - sent.at)
+
+    def _count_tokens(self, answer: Answer) -> None:
+        metrics.TOKENS.labels(self._called, "input").inc(answer.input_tokens)
+        metrics.TOKENS.labels(self._called, "output").inc(answer.output_tokens)
+        metrics.COST.labels(self._called).inc(self._price.of(answer.input_tokens, answer.output_tokens))
 
     def _works(self, sent: Sent, now: float) -> None:
         self._concurrency.good()
@@ -140,11 +147,19 @@ class Provider:
 
 
 class Gate:
-    """Lets runs in, `ceiling` at the most; `intake` is set while more work is of use."""
+    """Lets runs in, `ceiling` at the most; `intake` is set while more work is of use.
 
-    def __init__(self, models: Sequence[Model], ceiling: int) -> None:
+    `called` has the name of each model and what its tokens cost.
+    """
+
+    def __init__(
+        self, models: Sequence[Model], ceiling: int, called: Sequence[tuple[str, Price | None]]
+    ) -> None:
         names = ("primary", "fallback")
-        self.providers = [Provider(name, model, ceiling) for name, model in zip(names, models, strict=False)]
+        self.providers = [
+            Provider(name, model, ceiling, *known)
+            for name, model, known in zip(names, models, called, strict=False)
+        ]
         self.intake = asyncio.Event()
         self.intake.set()
         self._ceiling = ceiling

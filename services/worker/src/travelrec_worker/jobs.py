@@ -153,7 +153,9 @@ class Jobs:
     async def _outcome(self, job: Job, story: Story, following: Callable[[], None]) -> Outcome | None:
         """Runs or follows; None when the job was cancelled or lost: nothing is left to write."""
         metrics.CLAIMED.labels(job.kind).inc()
-        metrics.WAIT_SECONDS.labels(job.kind).observe(max(0.0, time.time() - job.created_at))
+        metrics.WAIT_SECONDS.labels(job.kind).observe(
+            max(0.0, time.time() - job.created_at), metrics.exemplar(job.headers)
+        )
         settled_already = self._without_run(job)
         if settled_already is not None:
             return settled_already
@@ -316,7 +318,8 @@ class Jobs:
 
     async def _settle_all(self, ended: list[_Ended]) -> list[bool]:
         settlements = [Settlement(each.job.uid, each.job.token or "", each.outcome) for each in ended]
-        stood = await self._store.settle(settlements, time.time())
+        now = time.time()
+        stood = await self._store.settle(settlements, now)
         for job, outcome, trace in ended:
             if job.uid not in stood:
                 metrics.LOST_LEASES.inc()
@@ -324,6 +327,9 @@ class Jobs:
             elif isinstance(outcome, Completed | Failed):
                 status = Status.COMPLETED if isinstance(outcome, Completed) else Status.FAILED
                 metrics.FINISHED.labels(job.kind, status.value).inc()
+                metrics.JOB_SECONDS.labels(job.kind, status.value).observe(
+                    max(0.0, now - job.created_at), metrics.exemplar(job.headers)
+                )
                 self._announcements.post(Signal(job.uid, status, trace))
         return [each.job.uid in stood for each in ended]
 

@@ -12,7 +12,7 @@ import inspect
 import itertools
 import logging
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from typing import Any  # aiokafka ships no types
 
@@ -34,6 +34,7 @@ from aiokafka.errors import (
 
 from travelrec.errors import BrokerUnavailable, SignalUnavailable, Unavailable, Undecodable
 from travelrec.offsets import Offsets
+from travelrec.ports import Group
 from travelrec.wire import Message, Signal, decode_signals, encode_signals
 
 log = logging.getLogger(__name__)
@@ -142,19 +143,39 @@ class KafkaBroker:
         with _translated(BrokerUnavailable):
             async with asyncio.timeout(self._timeout_s), self._admin() as admin:
                 committed = await admin.list_consumer_group_offsets(group)
-                consumer = AIOKafkaConsumer(**self._options, max_partition_fetch_bytes=_PEEK_BYTES)
-                await consumer.start()
-                try:
-                    places = [TopicPartition(topic, p) for p in await self._partitions_of(consumer, topic)]
-                    ends = await consumer.end_offsets(places)
-                    starts = await consumer.beginning_offsets(places)
-                    heads = {
-                        place: max(committed[place].offset if place in committed else 0, starts[place])
-                        for place in places
-                    }
+                async with self._looking_at(topic, committed) as (consumer, heads, ends):
                     return await _oldest(consumer, {p: at for p, at in heads.items() if at < ends[p]})
-                finally:
-                    await consumer.stop()
+
+    async def group(self, topic: str, group: str) -> Group:
+        """See `ports.Broker`."""
+        with _translated(BrokerUnavailable):
+            async with asyncio.timeout(self._timeout_s), self._admin() as admin:
+                committed = await admin.list_consumer_group_offsets(group)
+                (described,) = await admin.describe_consumer_groups([group])
+                members = described.to_object()["groups"][0]["members"]
+                async with self._looking_at(topic, committed) as (_, heads, ends):
+                    return Group(
+                        len(members), {place.partition: ends[place] - heads[place] for place in heads}
+                    )
+
+    @asynccontextmanager
+    async def _looking_at(
+        self, topic: str, committed: Mapping[TopicPartition, OffsetAndMetadata]
+    ) -> AsyncIterator[tuple[AIOKafkaConsumer, dict[TopicPartition, int], dict[TopicPartition, int]]]:
+        """A consumer in no group, and of each partition the first offset that is not acknowledged and the end."""
+        consumer = AIOKafkaConsumer(**self._options, max_partition_fetch_bytes=_PEEK_BYTES)
+        await consumer.start()
+        try:
+            places = [TopicPartition(topic, p) for p in await self._partitions_of(consumer, topic)]
+            ends = await consumer.end_offsets(places)
+            starts = await consumer.beginning_offsets(places)
+            heads = {
+                place: max(committed[place].offset if place in committed else 0, starts[place])
+                for place in places
+            }
+            yield consumer, heads, ends
+        finally:
+            await consumer.stop()
 
     async def _partitions_of(self, consumer: AIOKafkaConsumer, topic: str) -> set[int]:
         await consumer._client._wait_on_metadata(topic)

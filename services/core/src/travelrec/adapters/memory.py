@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from travelrec import job as moves
 from travelrec.job import IDEMPOTENCY_S, Bid, Job, Phase, Settlement, Status
+from travelrec.ports import Backlog, Group
 from travelrec.wire import Message, Signal
 
 
@@ -136,6 +137,11 @@ class MemoryStore:
                 del self._keys[job.idempotency_key]
         return len(uids)
 
+    async def backlog(self, limit: int) -> Backlog:
+        """See `ports.Store`."""
+        pending = [job.created_at for job in self.jobs.values() if not job.ended]
+        return Backlog(min(len(pending), limit), min(pending, default=None))
+
     async def ping(self) -> None:
         """See `ports.Store`."""
 
@@ -147,6 +153,7 @@ class _Group:
     ready: deque[tuple[float, Message]]
     taken: dict[_MemoryDelivery, None] = field(default_factory=dict)  # in the order taken
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
+    members: int = 0
 
     def put(self, messages: Sequence[tuple[float, Message]], *, front: bool = False) -> None:
         if front:
@@ -178,10 +185,13 @@ class MemoryBroker:
     @asynccontextmanager
     async def subscribe(self, topic: str, group: str) -> AsyncIterator[_MemorySubscription]:
         """See `ports.Broker`."""
-        subscription = _MemorySubscription(self._group(topic, group))
+        found = self._group(topic, group)
+        subscription = _MemorySubscription(found)
+        found.members += 1
         try:
             yield subscription
         finally:
+            found.members -= 1
             subscription.leave()
 
     async def oldest_waiting(self, topic: str, group: str) -> float | None:
@@ -191,6 +201,11 @@ class MemoryBroker:
         if found.ready:
             times.append(found.ready[0][0])
         return min(times, default=None)
+
+    async def group(self, topic: str, group: str) -> Group:
+        """See `ports.Broker`."""
+        found = self._group(topic, group)
+        return Group(found.members, {0: len(found.ready) + len(found.taken)})
 
     async def ping(self) -> None:
         """See `ports.Broker`."""

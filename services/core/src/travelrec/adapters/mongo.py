@@ -33,6 +33,7 @@ from travelrec.job import (
     Status,
     new_uid,
 )
+from travelrec.ports import Backlog
 
 _HELD = "-"  # the token of a job that is neither free to be claimed nor leased
 _PENDING = {"status": Status.PENDING.value}
@@ -332,6 +333,13 @@ class MongoStore:
             done = await self._jobs.delete_many({"_id": {"$in": [record["_id"] for record in found]}, **old})
         return int(done.deleted_count)
 
+    async def backlog(self, limit: int) -> Backlog:
+        """See `ports.Store`."""
+        with _translated():
+            pending = await self._jobs.count_documents(_PENDING, limit=limit)
+            oldest = await self._jobs.find_one(_PENDING, {"created_at": 1}, sort=[("created_at", ASCENDING)])
+        return Backlog(int(pending), oldest["created_at"] if oldest else None)
+
     async def ping(self) -> None:
         """See `ports.Store`."""
         with _translated():
@@ -346,6 +354,9 @@ class MongoStore:
             return
         with _translated():
             await self._jobs.create_index([("status", ASCENDING), ("due_at", ASCENDING)])
+            await self._jobs.create_index(
+                [("status", ASCENDING), ("created_at", ASCENDING)], partialFilterExpression=_PENDING
+            )
             await self._jobs.create_index("idempotency_key", unique=True, sparse=True)
             await self._jobs.create_index([("_id", ASCENDING), ("token", ASCENDING)], unique=True)
             await self._leads.create_index("at")

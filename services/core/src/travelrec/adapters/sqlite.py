@@ -22,6 +22,7 @@ from travelrec import job as moves
 from travelrec.adapters.records import from_record, to_record
 from travelrec.errors import StoreUnavailable
 from travelrec.job import IDEMPOTENCY_S, Bid, Job, Phase, Settlement, Status
+from travelrec.ports import Backlog
 
 Answer = TypeVar("Answer")
 
@@ -38,6 +39,7 @@ _MIGRATIONS = (
     CREATE INDEX jobs_by_due ON jobs (status = 'pending', due_at);
     """,
     "CREATE TABLE leads (key TEXT PRIMARY KEY, uid TEXT NOT NULL, at REAL NOT NULL) WITHOUT ROWID",
+    "CREATE INDEX pending_jobs_by_age ON jobs (record ->> 'created_at') WHERE status = 'pending'",
 )
 
 
@@ -219,6 +221,20 @@ class SqliteStore:
             return len(uids)
 
         return await self._write(work)
+
+    async def backlog(self, limit: int) -> Backlog:
+        """See `ports.Store`."""
+
+        def work() -> Backlog:
+            counted = self._db.execute(
+                "SELECT count(*) FROM (SELECT 1 FROM jobs WHERE status = 'pending' LIMIT ?)", (limit,)
+            )
+            oldest = self._db.execute(
+                "SELECT min(record ->> 'created_at') FROM jobs WHERE status = 'pending'"
+            )
+            return Backlog(counted.fetchone()[0], oldest.fetchone()[0])
+
+        return await self._run(work)
 
     async def ping(self) -> None:
         """See `ports.Store`."""

@@ -128,4 +128,4 @@ async def _with_offline_model(settings: Settings) -> AsyncIterator[Settings]:
     from travelrec.fake_openai import FakeSettings, running
 
     async with running(FakeSettings(latency_s=0.3)) as fake:
-        yield settings.model_copy(update={"openai_base_url": fake.base_url})
+        yield settings.model_copy(update={"openai_base_url": fake.base_url, "openai_model": "offline-sample"})
