@@ -73,7 +73,7 @@ def main() -> int:
         except NotInstalledError as error:
             failed = True
             print(error, file=sys.stderr)
-    for title, missing in (NEEDS["redis"], NEEDS["chromium"]):
+    for title, missing in (NEEDS["redis"], NEEDS["prometheus"], NEEDS["chromium"]):
         print(missing() or f"{title}: found")
     return int(failed)
 

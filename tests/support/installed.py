@@ -62,6 +62,12 @@ def redis_missing() -> str | None:
     return None if shutil.which("redis-server") else "Redis: no `redis-server` on the PATH"
 
 
+def prometheus_missing() -> str | None:
+    """What is missing to start Prometheus and to run promtool, None when nothing is."""
+    missing = [name for name in ("prometheus", "promtool") if shutil.which(name) is None]
+    return f"Prometheus: no `{'`, no `'.join(missing)}` on the PATH" if missing else None
+
+
 def chromium() -> str | None:
     """The path of a Chromium or Chrome, None when there is none."""
     return next(filter(None, map(shutil.which, CHROMIUM_NAMES)), None)
@@ -77,6 +83,7 @@ NEEDS: dict[str, tuple[str, Callable[[], str | None]]] = {
     "kafka": (KAFKA.title, KAFKA.missing),
     "mongo": (MONGO.title, MONGO.missing),
     "redis": ("Redis", redis_missing),
+    "prometheus": ("Prometheus", prometheus_missing),
     "chromium": ("Chromium", chromium_missing),
     "processes": ("processes", lambda: None),
 }

@@ -10,7 +10,7 @@ import psutil
 import pytest
 from hypothesis import settings
 
-from support import Kafka, Mongo, Process, Redis, Server
+from support import Kafka, Mongo, Process, Prometheus, Redis, Server
 from support.installed import NEEDS, chromium
 from support.watchdog import Watchdog
 
@@ -23,6 +23,7 @@ NEEDED_BY_FIXTURE = {
     "new_mongo": "mongo",
     "redis_server": "redis",
     "new_redis": "redis",
+    "new_prometheus": "prometheus",
     "chromium_path": "chromium",
 }
 S = TypeVar("S", bound=Server)
@@ -199,6 +200,11 @@ def new_mongo() -> Iterator[Callable[..., Mongo]]:
 @pytest.fixture
 def new_redis() -> Iterator[Callable[..., Redis]]:
     yield from servers_of_one_test(Redis)
+
+
+@pytest.fixture
+def new_prometheus() -> Iterator[Callable[..., Prometheus]]:
+    yield from servers_of_one_test(Prometheus)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Real servers on private ports, data in a folder of their own: Kafka, the MongoDB protocol, Redis."""
+"""Real servers on private ports, data in a folder of their own: Kafka, the MongoDB protocol, Redis, Prometheus."""
 
 import asyncio
 import base64
@@ -9,6 +9,7 @@ import string
 import struct
 import subprocess
 from collections.abc import Mapping, Sequence
+from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -17,7 +18,7 @@ import psutil
 
 from support.installed import DATA, KAFKA, MONGO, NotInstalledError
 from support.ports import free_port, release_port
-from support.processes import Process, ProcessError, make_folder, remove_folder
+from support.processes import Process, ProcessError, get_status, make_folder, remove_folder
 from support.proxy import Proxy
 from support.waiting import until
 
@@ -301,6 +302,40 @@ class Redis(Server):
                 return client.recv(64).startswith(b"+PONG")
         except OSError:
             return False
+
+
+class Prometheus(Server):
+    """The machine's Prometheus; `config` is the text of its configuration, where `rule_files` are absolute."""
+
+    name = "prometheus"
+
+    def __init__(self, *, config: str) -> None:
+        super().__init__()
+        self._config = config
+
+    @property
+    def url(self) -> str:
+        """The base of its HTTP API."""
+        return f"http://{self.address}"
+
+    def _prepare(self, folder: Path) -> None:
+        (folder / "prometheus.yml").write_text(self._config)
+
+    def _command(self, folder: Path) -> list[str]:
+        binary = shutil.which("prometheus")
+        if binary is None:
+            raise NotInstalledError("no `prometheus` on the PATH")
+        return [
+            binary,
+            f"--config.file={folder / 'prometheus.yml'}",
+            f"--storage.tsdb.path={folder / 'data'}",
+            f"--web.listen-address={self.address}",
+            "--enable-feature=exemplar-storage",
+            "--log.level=warn",
+        ]
+
+    def _answers(self) -> bool:
+        return get_status(f"{self.url}/-/ready") == HTTPStatus.OK
 
 
 def speaks_kafka(port: int) -> bool:
