@@ -101,6 +101,10 @@ class Jobs:
         self._retry = retry
         self._model_timeout_s = model_timeout_s
         self._deadline_s = deadline_s
+        self._dead_letters = metrics.DEAD_LETTERS.labels(dead_letter_topic(JOBS_TOPIC))
+        for kind in kinds:  # from 0 on, so that the first of them is an increase
+            for status in (Status.COMPLETED, Status.FAILED):
+                metrics.FINISHED.labels(kind, status.value)
         self._coalescer = Coalescer(store)
         self._ahead = asyncio.Semaphore(concurrency + -(-concurrency // _AHEAD))
         self._claims: Batcher[str, Job | None] = Batcher(self._claim_all, grow=16)
@@ -273,7 +277,7 @@ class Jobs:
         except BrokerUnavailable as error:
             log.warning("no dead letter yet", uid=job.uid, error=str(error))
             return Retry(now + self._retry.base_s)
-        metrics.DEAD_LETTERS.labels(topic).inc()
+        self._dead_letters.inc()
         return outcome
 
     async def _reject(self, delivery: Delivery, reason: str) -> None:
@@ -287,7 +291,7 @@ class Jobs:
                 await asyncio.sleep(_STORE_RETRY_S)
             else:
                 break
-        metrics.DEAD_LETTERS.labels(topic).inc()
+        self._dead_letters.inc()
         delivery.acknowledge()
 
     async def _claim(self, uid: str) -> Job | None:
