@@ -117,6 +117,8 @@ def generator() -> ModuleType:
     return module
 
 
+# the classic form is what every Grafana from 10 on is provisioned with
+@pytest.mark.filterwarnings("ignore:Prefer using dashboardv2:DeprecationWarning")
 def test_dashboards_are_as_they_are_generated() -> None:
     """Whoever changes one changes observability/dashboards.py and runs `task dashboards`."""
     made = generator()

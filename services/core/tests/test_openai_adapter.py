@@ -386,3 +386,27 @@ async def test_an_error_leaves_the_model_usable() -> None:
 async def test_every_fault_is_expected() -> None:
     """A new fault of the offline model gets its error here."""
     assert set(OF_FAULT) == set(FAULTS)
+
+
+async def test_what_a_server_offers_is_asked_without_a_completion() -> None:
+    """Its list of models, or none where it has no list; a key that it rejects is said."""
+    async with running(FakeSettings(require_key=KEY)) as fake:
+        async with OpenAIModel.opened(api_key=KEY, base_url=fake.base_url, model="m", connections=1) as model:
+            assert "gpt-4o-mini" in await model.offered(LONG_S)
+        async with OpenAIModel.opened(
+            api_key="other", base_url=fake.base_url, model="m", connections=1
+        ) as stranger:
+            with pytest.raises(BadKey):
+                await stranger.offered(LONG_S)
+        elsewhere = fake.base_url.replace("/v1", "/nowhere")
+        async with OpenAIModel.opened(api_key=KEY, base_url=elsewhere, model="m", connections=1) as lost:
+            assert await lost.offered(LONG_S) == frozenset()
+        assert fake.stats()["calls"] == 0
+
+
+async def test_a_server_that_is_not_there_offers_nothing() -> None:
+    """It is said as for a call."""
+    url = f"http://127.0.0.1:{free_port()}/v1"
+    async with OpenAIModel.opened(api_key=KEY, base_url=url, model="m", connections=1) as model:
+        with pytest.raises(ProviderDown):
+            await model.offered(LONG_S)

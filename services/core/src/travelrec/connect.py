@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from travelrec.errors import BadSetting
-from travelrec.ports import Broker, Model, Signals, Store
+from travelrec.ports import Broker, ModelServer, Signals, Store
 from travelrec.settings import Settings
 from travelrec.wire import SIGNALS_TOPIC
 
@@ -100,7 +100,7 @@ async def _signals(settings: Settings, broker: Broker) -> AsyncIterator[Signals]
 
 
 @asynccontextmanager
-async def opened_models(settings: Settings) -> AsyncIterator[Sequence[Model]]:
+async def opened_models(settings: Settings) -> AsyncIterator[Sequence[ModelServer]]:
     """The model that the settings name, and its fall-back if they do; nothing is asked yet.
 
     Raises `BadSetting` when they name none.

@@ -212,3 +212,11 @@ class Model(Protocol):
     async def ask(self, question: Question, timeout_s: float) -> Answer:
         """Raises the `ModelError` that says whether trying again can help."""
         ...
+
+
+class ModelServer(Model, Protocol):
+    """A model, and the server that has it."""
+
+    async def offered(self, timeout_s: float) -> frozenset[str]:
+        """The names of the models that its server lists, none if it lists none; costs nothing. Raises `ModelError`."""
+        ...

@@ -143,6 +143,23 @@ class OpenAIModel:
                 "The model's server answered with something else than a completion."
             ) from error
 
+    async def offered(self, timeout_s: float) -> frozenset[str]:
+        """See `ports.Model`."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                response = await self._client.get(
+                    "/models", cast_to=httpx2.Response, options={"timeout": timeout_s}
+                )
+            return frozenset(str(model["id"]) for model in json.loads(response.content)["data"])
+        except openai.NotFoundError:
+            return frozenset()
+        except TimeoutError as error:
+            raise ModelTimeout(_TOO_LATE) from error
+        except openai.OpenAIError as error:
+            raise _translated(error) from error
+        except (ValueError, LookupError, TypeError) as error:
+            raise BrokenOutput("The model's server answered with something else than its models.") from error
+
     def _format(self, question: Question) -> Any:
         if question.schema_name not in self._formats:
             self._formats[question.schema_name] = {

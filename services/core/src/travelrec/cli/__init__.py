@@ -9,9 +9,11 @@ from typer.exceptions import TyperException
 
 from travelrec.cli import dead_letters
 from travelrec.cli.ask import ask
+from travelrec.cli.doctor import doctor
 from travelrec.cli.embedded import demo, serve
 from travelrec.cli.fake_openai import fake_openai
 from travelrec.cli.processes import api, worker
+from travelrec.cli.top import top
 from travelrec.errors import BadSetting, TravelrecError
 
 app = typer.Typer(
@@ -26,6 +28,8 @@ app.command()(serve)
 app.command()(api)
 app.command()(worker)
 app.command()(ask)
+app.command()(doctor)
+app.command()(top)
 app.command("fake-openai")(fake_openai)
 app.add_typer(dead_letters.app, name="dead-letters")
 

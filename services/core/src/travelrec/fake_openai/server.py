@@ -118,10 +118,12 @@ class FakeOpenAI:
     async def _response(self, request: web.BaseRequest) -> web.StreamResponse:
         return await self._call(request, read_response, response_reply)
 
-    async def _models(self, _request: web.BaseRequest) -> web.StreamResponse:
+    async def _models(self, request: web.BaseRequest) -> web.StreamResponse:
+        self._check_key(request)
         return _json({"object": "list", "data": [_model(name) for name in _MODELS]})
 
     async def _model(self, request: web.BaseRequest) -> web.StreamResponse:
+        self._check_key(request)
         return _json(_model(request.path.removeprefix("/v1").removeprefix("/models/")))
 
     async def _health(self, _request: web.BaseRequest) -> web.StreamResponse:
