@@ -16,6 +16,8 @@ from travelrec.ports import Store
 
 log = structlog.get_logger(__name__)
 
+_AGAIN_S = 0.25
+
 
 class Leases:
     """Who runs what here. A run whose job is lost or cancelled is stopped: its result would not count."""
@@ -58,20 +60,26 @@ class Leases:
         return task in self._abandoned
 
     async def keep(self) -> None:
-        """Renews what is held, three times a lease, until cancelled."""
+        """Renews what is held, three times a lease, until cancelled; at once when a store that was away is back."""
+        pause_s = self.lease_s / 3
         while True:
-            await asyncio.sleep(self.lease_s / 3)
-            held = [(uid, token) for uid, (token, _) in self._held.items()]
-            if not held:
-                continue
-            try:
-                kept = await self._store.renew(held, time.time() + self.lease_s)
-            except StoreUnavailable as error:
-                log.warning("leases not renewed", jobs=len(held), error=str(error))
-                continue
-            for uid, token in held:
-                holder, task = self._held.get(uid, ("", None))
-                if uid not in kept and holder == token and task is not None:
-                    metrics.LOST_LEASES.inc()
-                    log.warning("lease lost", uid=uid)
-                    self.abandon(uid)
+            await asyncio.sleep(pause_s)
+            renewed = await self._renew()
+            pause_s = self.lease_s / 3 if renewed else min(_AGAIN_S, self.lease_s / 3)
+
+    async def _renew(self) -> bool:
+        held = [(uid, token) for uid, (token, _) in self._held.items()]
+        if not held:
+            return True
+        try:
+            kept = await self._store.renew(held, time.time() + self.lease_s)
+        except StoreUnavailable as error:
+            log.warning("leases not renewed", jobs=len(held), error=str(error))
+            return False
+        for uid, token in held:
+            holder, task = self._held.get(uid, ("", None))
+            if uid not in kept and holder == token and task is not None:
+                metrics.LOST_LEASES.inc()
+                log.warning("lease lost", uid=uid)
+                self.abandon(uid)
+        return True
