@@ -303,6 +303,15 @@ async def test_a_killed_worker_loses_nothing(client: Client, deployment: Deploym
     assert await client.extra_calls(load.asked) <= len(again)
 
 
+async def test_a_worker_that_comes_back_holds_nobody_up(client: Client, deployment: Deployment) -> None:
+    """Workers killed and started again, one by one: what is asked meanwhile is done before Kafka misses them."""
+    for worker in deployment.workers:
+        worker.kill()
+        worker.start()
+        asked = [await client.accept(place=place) for place in PLACES]
+        await client.all_completed(asked, timeout_s=9)  # Kafka misses a member that says nothing for 15 s
+
+
 async def test_a_killed_api_forgets_no_uid_it_answered(client: Client, deployment: Deployment) -> None:
     """With an API SIGKILLed under load every uid that was answered is known to the other and completes."""
     load = Load()

@@ -17,6 +17,7 @@ class Consumer:
     """Hands out one message; its first commit fails."""
 
     def __init__(self) -> None:
+        self._coordinator = SimpleNamespace()
         self.commits: list[int] = []
         self.noted = asyncio.Event()
 
@@ -37,7 +38,7 @@ async def test_a_commit_that_failed_is_tried_again(monkeypatch: pytest.MonkeyPat
     """Also when nothing else is acknowledged: else the sweepers would take a finished message for a backlog."""
     monkeypatch.setattr(kafka, "_COMMIT_AGAIN_S", 0.01)
     consumer = Consumer()
-    subscription = kafka._KafkaSubscription(consumer)
+    subscription = kafka._KafkaSubscription(consumer, is_named=False)
     try:
         (delivery,) = await subscription.take(1, 1.0)
         delivery.acknowledge()

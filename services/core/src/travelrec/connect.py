@@ -77,6 +77,7 @@ async def _broker(settings: Settings, url: str) -> AsyncIterator[Broker]:
         partitions=settings.kafka_partitions,
         timeout_s=settings.neighbour_timeout_s,
         tls=scheme.endswith("+ssl"),
+        member=settings.worker_name,
     ) as kafka:
         yield kafka
 

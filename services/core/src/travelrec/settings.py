@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -202,6 +203,11 @@ class Settings(BaseSettings):
     def has_fallback(self) -> bool:
         """Whether a second provider or model is named."""
         return any((self.openai_fallback_api_key, self.openai_fallback_base_url, self.openai_fallback_model))
+
+    @property
+    def worker_name(self) -> str | None:
+        """What this worker is called, before and after a crash: no other on its machine has its port. None: nothing."""
+        return f"{socket.gethostname()}-{self.metrics_port}" if self.metrics_port else None
 
     @property
     def sqlite_path(self) -> Path:

@@ -53,7 +53,9 @@ class KafkaBroker:
 
     system = "kafka"
 
-    def __init__(self, servers: str, *, partitions: int, timeout_s: float, tls: bool) -> None:
+    def __init__(
+        self, servers: str, *, partitions: int, timeout_s: float, tls: bool, member: str | None
+    ) -> None:
         self._options: dict[str, Any] = {
             "bootstrap_servers": servers.split(","),
             "request_timeout_ms": int(timeout_s * 1000),
@@ -62,6 +64,7 @@ class KafkaBroker:
         }
         self._partitions = partitions
         self._timeout_s = timeout_s
+        self._member = member
         self._producer: AIOKafkaProducer | None = None
         self._starting = asyncio.Lock()
         self._ensured: set[str] = set()
@@ -70,10 +73,19 @@ class KafkaBroker:
     @classmethod
     @asynccontextmanager
     async def opened(
-        cls, servers: str, *, partitions: int = 6, timeout_s: float = 5.0, tls: bool = False
+        cls,
+        servers: str,
+        *,
+        partitions: int = 6,
+        timeout_s: float = 5.0,
+        tls: bool = False,
+        member: str | None = None,
     ) -> AsyncIterator[KafkaBroker]:
-        """A broker at `servers` (`host:port,…`); makes missing topics with `partitions` partitions."""
-        broker = cls(servers, partitions=partitions, timeout_s=timeout_s, tls=tls)
+        """A broker at `servers` (`host:port,…`); makes missing topics with `partitions` partitions.
+
+        A `member` that was killed and comes back has its partitions at once, and the rest of its group notices nothing.
+        """
+        broker = cls(servers, partitions=partitions, timeout_s=timeout_s, tls=tls, member=member)
         try:
             yield broker
         finally:
@@ -122,6 +134,7 @@ class KafkaBroker:
         consumer = AIOKafkaConsumer(
             **self._options,
             group_id=group,
+            group_instance_id=self._member,
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             session_timeout_ms=15_000,
@@ -130,13 +143,17 @@ class KafkaBroker:
             max_poll_interval_ms=120_000,
             fetch_max_wait_ms=1_000,
         )
-        subscription = _KafkaSubscription(consumer)
+        subscription = _KafkaSubscription(consumer, is_named=self._member is not None)
         async with AsyncExitStack() as stack:
             await _retried(consumer.start, "joining the group")
             stack.push_async_callback(_stop, consumer, self._timeout_s)
             consumer.subscribe([topic], listener=subscription)
             stack.push_async_callback(subscription.leave)
-            yield subscription
+            try:
+                yield subscription
+            except BrokerUnavailable:
+                self._member = None  # two of one name would take it from each other for ever
+                raise
 
     async def oldest_waiting(self, topic: str, group: str) -> float | None:
         """See `ports.Broker`."""
@@ -272,13 +289,18 @@ class _KafkaDelivery:
 class _KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships no types
     """See `ports.Subscription`. Offsets are committed a little later, and before partitions are given up."""
 
-    def __init__(self, consumer: AIOKafkaConsumer) -> None:
+    def __init__(self, consumer: AIOKafkaConsumer, *, is_named: bool) -> None:
         self._consumer = consumer
+        self._is_named = is_named
         self._offsets: dict[TopicPartition, Offsets] = {}
+        self._id: str | None = None
+        self._is_replaced = False
         self._dirty = asyncio.Event()
         self._committing = asyncio.create_task(self._commit_now_and_then())
 
     async def take(self, limit: int, timeout_s: float) -> list[_KafkaDelivery]:
+        if self._is_named and self._is_replaced:
+            raise BrokerUnavailable("Kafka: another has this member's name, or it was missed for too long")
         with _translated(BrokerUnavailable):
             if limit <= 0:
                 # a turn that drains nothing: it resets the clock of max.poll.interval and keeps the buffer
@@ -306,11 +328,15 @@ class _KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # ai
         """Called by aiokafka after a rebalance."""
         for place in assigned:
             self._offsets.pop(place, None)
+        given = self._consumer._coordinator.member_id
+        self._is_replaced = self._id not in (None, given)
+        self._id = given
 
     async def leave(self) -> None:
         self._committing.cancel()
         await asyncio.gather(self._committing, return_exceptions=True)
         await self._commit()
+        self._consumer._coordinator._group_instance_id = None  # a named one would not tell that it leaves
 
     async def _commit_now_and_then(self) -> None:
         pause_s = _COMMIT_EVERY_S
