@@ -20,7 +20,6 @@ from pymongo import AsyncMongoClient
 
 from support import Kafka, Mongo, Process, ProcessError, Proxy, eventually, free_port, installed, unique_name
 
-TESTS = Path(__file__).parent
 PYTHON = sys.executable
 
 
@@ -141,7 +140,7 @@ async def test_nothing_outlives_a_killed_test_session():
         "p = Process([sys.executable, '-c', 'import time; time.sleep(60)']).start()\n"
         "print('started', p.pid, p._folder); time.sleep(60)"
     )
-    async with Process([PYTHON, "-c", code], env={"PYTHONPATH": str(TESTS)}) as session:
+    async with Process([PYTHON, "-c", code]) as session:
         found = await session.wait_for_line(r"started (\d+) (\S+)")
         pid, folder = int(found[1]), found[2]
         assert os.path.isdir(folder)  # noqa: ASYNC240, PTH112 - a look at a local folder
@@ -304,7 +303,7 @@ def test_two_installs_may_race(tmp_path, monkeypatch):
     """Of two installs at once both succeed, and one complete folder results."""
     if shutil.which("mvn") is None:
         pytest.skip("needs Maven")
-    env = os.environ | {"TRAVELREC_TEST_CACHE": str(tmp_path), "PYTHONPATH": str(TESTS)}
+    env = os.environ | {"TRAVELREC_TEST_CACHE": str(tmp_path)}
     code = "from support import install, installed; install.install(installed.MONGO)"
     racers = [subprocess.Popen([PYTHON, "-c", code], env=env) for _ in range(2)]
     assert [racer.wait(timeout=100) for racer in racers] == [0, 0]
@@ -317,8 +316,7 @@ def test_two_installs_may_race(tmp_path, monkeypatch):
 
 
 def run_python(code: str) -> str:
-    env = os.environ | {"PYTHONPATH": str(TESTS)}
-    return subprocess.run([PYTHON, "-c", code], env=env, check=True, capture_output=True, text=True).stdout
+    return subprocess.run([PYTHON, "-c", code], check=True, capture_output=True, text=True).stdout
 
 
 def is_gone(pid: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.metadata import entry_points
 
 import typer
 from typer.exceptions import TyperException
@@ -32,6 +33,8 @@ app.command()(doctor)
 app.command()(top)
 app.command("fake-openai")(fake_openai)
 app.add_typer(dead_letters.app, name="dead-letters")
+for command in entry_points(group="travelrec.commands"):  # in a checkout, those of its tests
+    app.command(command.name)(command.load())
 
 
 def main() -> None:
