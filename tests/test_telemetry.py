@@ -1,23 +1,39 @@
 """What a deployment of two APIs of two processes and two workers says of itself, on real servers, under load."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+import json
+import re
+import subprocess
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import aiohttp
 import pytest
 import pytest_asyncio
 
-from support import Kafka, Mongo, eventually
-from support.deployment import PLACES, Asked, Client, Deployment, Load, client_of, together, url_of
+from support import Kafka, Mongo, Prometheus, eventually
+from support.deployment import COMMAND, PLACES, Asked, Client, Deployment, Load, client_of, together, url_of
 from support.scrapes import Scrape, scrape, total
+from support.series import Recording, configuration, query
 from travelrec.fake_openai import FakeSettings
 from travelrec.kinds.recommendation.places import find_country
 
-pytestmark = [pytest.mark.asyncio, pytest.mark.real("kafka", "mongo"), pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.asyncio, pytest.mark.real("kafka", "mongo", "prometheus"), pytest.mark.timeout(180)]
 
 MODEL_AT_EASE = {**FakeSettings().as_dict(), "faults": {}}
 FINISHED = "travelrec_jobs_finished_total"
+DASHBOARDS = sorted((Path(__file__).parents[1] / "observability" / "grafana" / "dashboards").glob("*.json"))
+# while a store is away callers are refused as well, which has its own alert
+OUTAGES = {
+    "provider": ("TravelrecBreakerOpen", ""),
+    "store": ("TravelrecStoreDown", "TravelrecAcceptErrorBudget"),
+    "broker": ("TravelrecBrokerDown", ""),
+}
+QUIET_S = 10  # what is recorded before an outage
+OUTAGE_S = 40
+STRETCHED_S = 15  # what a recorded second is to the rules, which think in minutes
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +46,7 @@ def running() -> Iterator[Deployment]:
             apis=2,
             workers=2,
             WEB_CONCURRENCY="2",
-            RECOMMENDATION_CACHE_TTL="0",
+            RECOMMENDATION_CACHE_TTL="0.2",
             NEIGHBOUR_TIMEOUT="10",
             SHUTDOWN_GRACE="10",
         )
@@ -136,3 +152,118 @@ async def test_every_accepted_job_is_accounted_for(deployment: Deployment, clien
             assert new == {"completed": 1960 - new["failed"], "failed": new["failed"], "cancelled": 10}
         for one in held:
             await client.call("DELETE", deployment.apis[0], "/recommendations", uid=one.uid)
+
+
+@pytest.fixture
+def start_prometheus(
+    deployment: Deployment, new_prometheus: Callable[..., Prometheus]
+) -> Callable[[], Prometheus]:
+    """Starts a Prometheus that scrapes the deployment every second under the committed rules."""
+    targets = {
+        "travelrec-api": [url_of(process).removeprefix("http://") for process in deployment.apis],
+        "travelrec-worker": [url_of(process).removeprefix("http://") for process in deployment.workers],
+    }
+    return lambda: new_prometheus(config=configuration(targets))
+
+
+def panel_queries() -> dict[str, str]:
+    """Every query of every committed dashboard, as Grafana would ask it of a Prometheus that scrapes every second."""
+    queries = {}
+    for path in DASHBOARDS:
+        for panel in json.loads(path.read_text())["panels"]:
+            for target in panel.get("targets", ()):
+                expr = target["expr"].replace("$__rate_interval", "30s").replace("$instance", ".*")
+                queries[f"{path.stem}: {panel['title']}: {target['legendFormat']}"] = expr
+    return queries
+
+
+async def test_every_panel_shows_data(
+    deployment: Deployment, client: Client, start_prometheus: Callable[[], Prometheus]
+) -> None:
+    """Each query of each dashboard gives numbers on a Prometheus that scrapes the services under load."""
+    prometheus = await asyncio.to_thread(start_prometheus)
+    faults = {"500": 0.05, "refusal": 0.05, "429": 0.02, "wrong-schema": 0.02}
+    await client.model(faults=faults, latency_s=0.3, latency_jitter=0.5, retry_after_s=0.2)
+    load = Load()
+    loading = asyncio.create_task(client.accept_many(load, clients=4, pause_s=0.2))
+    missing = panel_queries()
+    assert len(missing) > 60
+    async with aiohttp.ClientSession() as http:
+
+        async def all_shown() -> bool:
+            for name, expr in list(missing.items()):
+                if any(value == value for value in await query(http, prometheus, expr)):  # noqa: PLR0124 - NaN is not
+                    del missing[name]
+            assert not missing, f"{len(missing)} without data: {list(missing)}"
+            return True
+
+        try:
+            await eventually(all_shown, 90, "data in every panel")
+        finally:
+            load.stopping = True
+            await loading
+
+
+@pytest_asyncio.fixture
+async def forgetful(deployment: Deployment) -> AsyncIterator[None]:
+    """What is killed is started again, and what the workers have learned of the provider is forgotten."""
+    yield
+    await asyncio.gather(*(asyncio.to_thread(worker.end) for worker in deployment.workers))
+    await deployment.healthy()
+
+
+@pytest.mark.usefixtures("forgetful")
+@pytest.mark.parametrize("part", OUTAGES)
+async def test_an_outage_fires_its_own_alert_and_doctor_names_it(
+    part: str,
+    deployment: Deployment,
+    client: Client,
+    start_prometheus: Callable[[], Prometheus],
+    tmp_path: Path,
+) -> None:
+    """What a Prometheus records before and during a kill is played to promtool: no alert before, the right one then.
+
+    Meanwhile `travelrec doctor` names what was killed, and nothing else.
+    """
+    alert, besides = OUTAGES[part]
+    killed = {"provider": deployment.model, "store": deployment.mongo, "broker": deployment.kafka}[part]
+    prometheus = await asyncio.to_thread(start_prometheus)
+    load = Load()
+    loading = asyncio.create_task(client.accept_many(load, clients=3, pause_s=0.3))
+    async with aiohttp.ClientSession() as http:
+
+        async def flows() -> bool:
+            done = await query(http, prometheus, f"sum(rate({FINISHED}[10s]))")
+            up = await query(http, prometheus, "min(travelrec_dependency_up)")
+            return up == [1.0] and bool(done) and done[0] > 1
+
+        await eventually(flows, 60, "jobs to flow, as Prometheus sees it")
+        assert await asyncio.to_thread(doctor, deployment, tmp_path) == (0, "All is fine.")
+        began = float(int(time.time()))
+        await asyncio.sleep(QUIET_S)
+        await asyncio.to_thread(killed.kill)
+        assert await asyncio.to_thread(doctor, deployment, tmp_path) == (1, f"Trouble with: {part}.")
+        await asyncio.sleep(began + QUIET_S + OUTAGE_S - time.time())
+        recording = await Recording.of(http, prometheus, began, QUIET_S + OUTAGE_S)
+        load.stopping = True
+        await deployment.healthy()
+        await loading
+    assert len(recording.series) > 100
+    recording.firing(tmp_path, QUIET_S, STRETCHED_S, set())
+    recording.firing(tmp_path, QUIET_S + OUTAGE_S, STRETCHED_S, {alert}, but=besides)
+
+
+def doctor(deployment: Deployment, folder: Path) -> tuple[int, str]:
+    """Its exit code and last line, with a worker's settings."""
+    env = deployment.workers[0].env
+    done = subprocess.run(
+        [*COMMAND, "doctor"],
+        env={**env, "NEIGHBOUR_TIMEOUT": "3"},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert not re.search(r"Traceback", done.stdout + done.stderr), done.stderr
+    return done.returncode, done.stdout.splitlines()[-1]

@@ -1,5 +1,6 @@
 """What a worker tells of the backlog and of its neighbours."""
 
+import asyncio
 import time
 from dataclasses import dataclass
 
@@ -115,6 +116,20 @@ async def test_a_worker_looks_again_and_again(monkeypatch: pytest.MonkeyPatch) -
 async def test_a_slow_neighbour_is_asked_less_often() -> None:
     """Looking takes a twentieth of the time at the most, however long it takes."""
     assert [backlogs._pause_s(took_s) for took_s in (0.0, 0.1, 3.0)] == [5.0, 5.0, 60.0]
+
+
+async def test_a_neighbour_that_is_away_is_asked_as_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its time-outs are no work for it, and its return is to be seen soon."""
+    monkeypatch.setattr(backlogs, "_EVERY_S", 0.01)
+    monkeypatch.setattr(backlogs, "_SHARE", 1_000_000)
+    store = Store()
+    store.away = True
+    watching = asyncio.create_task(Backlog(store, Broker(), MemorySignals()).watch())
+    await eventually(lambda: said().up["store"] == 0)
+    store.away = False
+    await eventually(lambda: said().up["store"] == 1)
+    watching.cancel()
+    await asyncio.wait([watching])
 
 
 async def test_tokens_and_cost_are_counted_under_the_name_in_the_settings() -> None:

@@ -33,17 +33,21 @@ class Backlog:
         """Looks until cancelled."""
         while True:
             began = time.monotonic()
-            await self.look()
-            await asyncio.sleep(_pause_s(time.monotonic() - began))
+            all_there = await self.look()
+            await asyncio.sleep(_pause_s(time.monotonic() - began) if all_there else _EVERY_S)
 
-    async def look(self) -> None:
-        """One look at all of them; what a neighbour that is away said last stands, and what waits grows older."""
-        await asyncio.gather(
+    async def look(self) -> bool:
+        """One look at all of them, and whether they were there.
+
+        What a neighbour that is away said last stands, and what waits grows older.
+        """
+        there = await asyncio.gather(
             _seen("store", self._look_at_store),
             _seen("broker", self._look_at_broker),
             _seen("signals", self._signals.ping),
         )
         metrics.OLDEST_WAITING.set(max(0.0, time.time() - self._oldest_at) if self._oldest_at else 0.0)
+        return all(there)
 
     async def _look_at_store(self) -> None:
         backlog = await self._store.backlog(_COUNTED)
@@ -60,11 +64,13 @@ def _pause_s(took_s: float) -> float:
     return max(_EVERY_S, _SHARE * took_s)
 
 
-async def _seen(name: str, look: Callable[[], Awaitable[None]]) -> None:
+async def _seen(name: str, look: Callable[[], Awaitable[None]]) -> bool:
     up = metrics.DEPENDENCY_UP.labels(name)
     try:
         await look()
-        up.set(1)
     except Unavailable as error:
         up.set(0)
         log.info("not there", dependency=name, error=str(error))
+        return False
+    up.set(1)
+    return True
