@@ -104,6 +104,12 @@ def test_each_command_has_help(command, run_here):
     assert "--help" in out
 
 
+def test_nothing_counts_before_a_command_has_begun():
+    """`travelrec api` says where its processes share their metrics before the library that looks for it is there."""
+    looked = "import sys, travelrec.cli; sys.exit('prometheus_client' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", looked], check=False, timeout=60).returncode == 0
+
+
 def test_help_lists_every_command(run_here):
     """`travelrec --help` exits 0; `travelrec` alone shows the same, as bad usage."""
     code, out, _ = run_here("--help")

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import aiohttp
-from prometheus_client.parser import text_string_to_metric_families
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +27,9 @@ class Samples:
 
 async def scraped(http: aiohttp.ClientSession, url: str) -> Samples:
     """What `url`/metrics says; raises as aiohttp does, and `ValueError` for what are no metrics."""
+    # it looks for PROMETHEUS_MULTIPROC_DIR when it is imported, which `travelrec api` sets before that
+    from prometheus_client.parser import text_string_to_metric_families  # noqa: PLC0415
+
     async with http.get(f"{url}/metrics") as response:
         response.raise_for_status()
         text = await response.text()
