@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-NAMES = ("accept", "dispatch", "drain")
+NAMES = ("accept", "dispatch", "drain", "telemetry")
 
 
 def main() -> None:
