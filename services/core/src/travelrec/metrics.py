@@ -75,6 +75,14 @@ SIGNALS_LATE = Counter(
     "travelrec_signals_late_total",
     "Jobs whose end was found by looking again, because its signal was late or lost.",
 )
+OLDEST_WORK = Gauge(
+    "travelrec_oldest_work_seconds",
+    "Age of the oldest model call, loop turn or neighbour's call that has not ended. Waiting is no work.",
+    multiprocess_mode="livemax",
+)
+LOOP_LAG = Gauge(
+    "travelrec_loop_lag_seconds", "How late the event loop last was.", multiprocess_mode="livemax"
+)
 
 # --- the model: the workers -----------------------------------------------------------------------------
 
