@@ -1,8 +1,10 @@
 """What the real tests need of this machine, where it is and what is missing."""
 
+import functools
 import hashlib
 import os
 import shutil
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +80,25 @@ def chromium_missing() -> str | None:
     return None if chromium() else f"Chromium: none of {', '.join(CHROMIUM_NAMES)} on the PATH"
 
 
+def docker_missing() -> str | None:
+    """What is missing to run docker compose, None when nothing is."""
+    return compose_missing() or _unless_it_works("a Docker engine that answers", "docker", "info")
+
+
+def compose_missing() -> str | None:
+    """What is missing to read a compose file, None when nothing is."""
+    return _unless_it_works("`docker compose`", "docker", "compose", "version")
+
+
+@functools.cache
+def _unless_it_works(title: str, *command: str) -> str | None:
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return f"Docker: no {title}"
+    return f"Docker: no {title}" if done.returncode else None
+
+
 # What a test may need, by the name it uses in `@pytest.mark.real(...)`: its title, and what is missing.
 NEEDS: dict[str, tuple[str, Callable[[], str | None]]] = {
     "kafka": (KAFKA.title, KAFKA.missing),
@@ -86,4 +107,8 @@ NEEDS: dict[str, tuple[str, Callable[[], str | None]]] = {
     "prometheus": ("Prometheus", prometheus_missing),
     "chromium": ("Chromium", chromium_missing),
     "processes": ("processes", lambda: None),
+    "compose": ("docker compose", compose_missing),
+    "docker": ("Docker", docker_missing),
 }
+# Those without which `--real=require` is content: CI is the same on a machine without Docker.
+OPTIONAL = {"compose", "docker"}

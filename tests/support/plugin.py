@@ -11,7 +11,7 @@ import pytest
 from hypothesis import settings
 
 from support import Kafka, Mongo, Process, Prometheus, Redis, Server
-from support.installed import NEEDS, chromium
+from support.installed import NEEDS, OPTIONAL, chromium
 from support.watchdog import Watchdog
 
 MODES = ("auto", "require", "off")
@@ -98,9 +98,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     problems = missing_by_need(config)
     reasons = {item: [p for need in needs.get(item.nodeid, ()) if (p := problems[need])] for item in items}
     blocked = [item for item in items if reasons[item]]
-    if blocked and config.getoption("--real") == "require":
-        missing = sorted({problem for item in blocked for problem in reasons[item]})
-        raise pytest.UsageError("--real=require, but " + "; ".join(missing))
+    if config.getoption("--real") == "require":
+        required = {problems[need] for item in blocked for need in needs[item.nodeid] - OPTIONAL} - {None}
+        if required:
+            raise pytest.UsageError("--real=require, but " + "; ".join(sorted(map(str, required))))
     if blocked:
         config.stash[deselected_key].update(reasons[item][0] for item in blocked)
         items[:] = [item for item in items if not reasons[item]]

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from travelrec.errors import BadSetting
 from travelrec.ports import Broker, ModelServer, Signals, Store
 from travelrec.settings import Settings
-from travelrec.wire import SIGNALS_TOPIC
+from travelrec.wire import SIGNALS_TOPIC, TOPICS
+
+if TYPE_CHECKING:
+    from travelrec.adapters.kafka import KafkaBroker
 
 # ruff: noqa: PLC0415 - an adapter that is not used is not imported, and need not be installed
 
@@ -62,12 +66,18 @@ async def opened_store(settings: Settings) -> AsyncIterator[Store]:
 
 @asynccontextmanager
 async def _broker(settings: Settings, url: str) -> AsyncIterator[Broker]:
-    scheme, _, rest = url.partition("://")
-    if scheme == "memory":
+    if url.startswith("memory:"):
         from travelrec.adapters.memory import MemoryBroker
 
         yield MemoryBroker()
         return
+    async with _kafka(settings, url) as kafka:
+        yield kafka
+
+
+@asynccontextmanager
+async def _kafka(settings: Settings, url: str) -> AsyncIterator[KafkaBroker]:
+    scheme, _, rest = url.partition("://")
     try:
         from travelrec.adapters.kafka import KafkaBroker
     except ImportError as error:
@@ -98,6 +108,15 @@ async def _signals(settings: Settings, broker: Broker) -> AsyncIterator[Signals]
         if not isinstance(broker, KafkaBroker):
             raise BadSetting("SIGNAL_URL: this broker can't carry signals")
         yield KafkaSignals(broker, SIGNALS_TOPIC)
+
+
+async def make_topics(settings: Settings) -> list[tuple[str, str]]:
+    """Makes our topics; says by name what was done. Raises `BrokerUnavailable`, or `BadSetting` where none can be."""
+    scheme = settings.broker_url.partition("://")[0]
+    if not scheme.startswith("kafka"):
+        raise BadSetting(f"BROKER_URL: {scheme}:// has no topics to make; this is for kafka://…")
+    async with _kafka(settings, settings.broker_url) as kafka:
+        return await kafka.make_topics(TOPICS)
 
 
 @asynccontextmanager

@@ -28,6 +28,21 @@ def dead_letter_topic(topic: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Topic:
+    """A topic of ours, and how long a broker that keeps what was read keeps its messages."""
+
+    name: str
+    retention_s: float
+
+
+TOPICS = (
+    Topic(JOBS_TOPIC, 7 * 86400.0),
+    Topic(dead_letter_topic(JOBS_TOPIC), 30 * 86400.0),
+    Topic(SIGNALS_TOPIC, 3600.0),
+)
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
     """What a broker carries: opaque bytes, string headers, and a key (same key, same order) or none."""
 

@@ -23,7 +23,7 @@ from aiokafka import (
     OffsetAndMetadata,
     TopicPartition,
 )
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from aiokafka.errors import (
     CommitFailedError,
     IllegalStateError,
@@ -35,7 +35,7 @@ from aiokafka.errors import (
 from travelrec.errors import BrokerUnavailable, SignalUnavailable, Unavailable, Undecodable
 from travelrec.offsets import Offsets
 from travelrec.ports import Group
-from travelrec.wire import Message, Signal, decode_signals, encode_signals
+from travelrec.wire import TOPICS, Message, Signal, Topic, decode_signals, encode_signals
 
 log = logging.getLogger(__name__)
 
@@ -205,6 +205,24 @@ class KafkaBroker:
                 producer = await self._started(None)
                 await producer.client.fetch_all_metadata()
 
+    async def make_topics(self, topics: Sequence[Topic]) -> list[tuple[str, str]]:
+        """Makes those that are missing and adds partitions where there are too few; says by name what was done.
+
+        Else what exists is left as it is: an operator may have set it otherwise.
+        """
+        with _translated(BrokerUnavailable):
+            async with asyncio.timeout(self._timeout_s), self._admin() as admin:
+                return [(topic.name, await self._make(admin, topic)) for topic in topics]
+
+    async def _make(self, admin: AIOKafkaAdminClient, topic: Topic) -> str:
+        if await self._create(admin, topic.name):
+            return f"made with {self._partitions} partitions"
+        there = len((await admin.describe_topics([topic.name]))[0]["partitions"])
+        if there >= self._partitions:
+            return f"there with {there} partitions"
+        await admin.create_partitions({topic.name: NewPartitions(self._partitions)})
+        return f"grew from {there} to {self._partitions} partitions"
+
     async def _until_there(self, topic: str) -> None:
         async def make() -> None:
             async with asyncio.timeout(self._timeout_s):
@@ -232,14 +250,19 @@ class KafkaBroker:
     async def _ensure(self, topic: str) -> None:
         if topic in self._ensured:
             return
-        new = NewTopic(topic, self._partitions, 1)
-        new.replication_factor = -1  # the cluster's own default, which the constructor refuses
         async with self._admin() as admin:
-            made = await admin.create_topics([new])
+            await self._create(admin, topic)
+        self._ensured.add(topic)
+
+    async def _create(self, admin: AIOKafkaAdminClient, topic: str) -> bool:
+        """Whether it was missing."""
+        new = NewTopic(topic, self._partitions, 1, topic_configs=_settings_of(topic))
+        new.replication_factor = -1  # the cluster's own default, which the constructor refuses
+        made = await admin.create_topics([new])
         code = made.topic_errors[0][1]
         if code not in (0, TopicAlreadyExistsError.errno):
             raise for_code(code)(f"topic {topic}: {made.topic_errors[0][2]}")
-        self._ensured.add(topic)
+        return bool(code == 0)
 
     @asynccontextmanager
     async def _admin(self) -> AsyncIterator[AIOKafkaAdminClient]:
@@ -440,6 +463,11 @@ async def _oldest(consumer: AIOKafkaConsumer, heads: dict[TopicPartition, int]) 
             at = records[0].timestamp / 1000
             oldest = at if oldest is None else min(oldest, at)
     return oldest
+
+
+def _settings_of(topic: str) -> dict[str, str]:
+    known = next((t for t in TOPICS if t.name == topic), None)
+    return {} if known is None else {"retention.ms": str(int(known.retention_s * 1000))}
 
 
 async def _retried(call: Callable[[], Awaitable[object]], doing: str) -> None:

@@ -15,6 +15,7 @@ from travelrec.cli.embedded import demo, serve
 from travelrec.cli.fake_openai import fake_openai
 from travelrec.cli.processes import api, worker
 from travelrec.cli.top import top
+from travelrec.cli.topics import topics
 from travelrec.errors import BadSetting, TravelrecError
 
 app = typer.Typer(
@@ -31,6 +32,7 @@ app.command()(worker)
 app.command()(ask)
 app.command()(doctor)
 app.command()(top)
+app.command()(topics)
 app.command("fake-openai")(fake_openai)
 app.add_typer(dead_letters.app, name="dead-letters")
 for command in entry_points(group="travelrec.commands"):  # in a checkout, those of its tests
