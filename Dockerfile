@@ -67,3 +67,21 @@ EXPOSE 3000
 HEALTHCHECK --interval=5s --timeout=4s --start-period=30s --retries=3 \
     CMD ["python", "healthcheck.py", "PORT", "3000"]
 CMD ["api"]
+
+
+# --- Locust, apart: nothing of it is in the two above ---
+
+FROM base AS locust
+RUN --mount=type=cache,target=/root/.cache/uv \
+    --mount=type=bind,source=uv.lock,target=uv.lock \
+    --mount=type=bind,source=pyproject.toml,target=pyproject.toml \
+    --mount=type=bind,source=services,target=services \
+    uv sync --locked --no-build --only-group load
+
+FROM python:3.13-slim-bookworm AS load
+ENV PATH=/app/.venv/bin:/usr/local/bin:/usr/bin:/bin PYTHONUNBUFFERED=1
+COPY --from=locust /app/.venv /app/.venv
+COPY loadtest/*.py /app/
+WORKDIR /app
+USER 10001:10001
+ENTRYPOINT ["locust", "--locustfile", "/app/locustfile.py"]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 DATA = Path(__file__).parent / "data"
+LOCUST = Path(__file__).parents[2] / "loadtest" / ".venv" / "bin" / "locust"
 JAVA_VERSION = 17
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -90,6 +91,11 @@ def compose_missing() -> str | None:
     return _unless_it_works("`docker compose`", "docker", "compose", "version")
 
 
+def locust_missing() -> str | None:
+    """What is missing to run the load test, None when nothing is."""
+    return None if LOCUST.exists() else "Locust: not installed; `task load` installs it"
+
+
 @functools.cache
 def _unless_it_works(title: str, *command: str) -> str | None:
     try:
@@ -109,6 +115,7 @@ NEEDS: dict[str, tuple[str, Callable[[], str | None]]] = {
     "processes": ("processes", lambda: None),
     "compose": ("docker compose", compose_missing),
     "docker": ("Docker", docker_missing),
+    "locust": ("Locust", locust_missing),
 }
-# Those without which `--real=require` is content: CI is the same on a machine without Docker.
-OPTIONAL = {"compose", "docker"}
+# Those without which `--real=require` is content: CI is the same on a machine without them.
+OPTIONAL = {"compose", "docker", "locust"}

@@ -1,0 +1,73 @@
+{{/* Names and labels. */}}
+
+{{- define "travelrec.name" -}}
+{{- if contains .Chart.Name .Release.Name }}{{ .Release.Name | trunc 40 | trimSuffix "-" }}
+{{- else }}{{ printf "%s-%s" .Release.Name .Chart.Name | trunc 40 | trimSuffix "-" }}{{ end }}
+{{- end }}
+
+{{/* (dict "root" $ "component" "api") */}}
+{{- define "travelrec.selector" -}}
+app.kubernetes.io/name: {{ .root.Chart.Name }}
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/component: {{ .component }}
+{{- end }}
+
+{{- define "travelrec.labels" -}}
+{{ include "travelrec.selector" . }}
+app.kubernetes.io/version: {{ .root.Values.image.tag | default .root.Chart.AppVersion | quote }}
+app.kubernetes.io/part-of: travelrec
+app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
+{{- end }}
+
+{{- define "travelrec.image" -}}
+{{- with .root.Values.image.registry }}{{ . }}/{{ end }}{{ get .root.Values.image .image }}:{{ .root.Values.image.tag | default .root.Chart.AppVersion }}
+{{- end }}
+
+{{- define "travelrec.serviceAccount" -}}
+{{- .Values.serviceAccount.name | default (ternary (include "travelrec.name" .) "default" .Values.serviceAccount.create) }}
+{{- end }}
+
+{{/* The settings as they are set, with those of the development servers. */}}
+{{- define "travelrec.settings" -}}
+{{- $settings := dict "HOST" "0.0.0.0" "PORT" "3000" "METRICS_PORT" "9000" }}
+{{- if .Values.dev.enabled }}
+{{- $_ := set $settings "BROKER_URL" (printf "kafka://%s-kafka:9092" (include "travelrec.name" .)) }}
+{{- $_ := set $settings "STORE_URL" (printf "mongodb://%s-mongo:27017/travelrec" (include "travelrec.name" .)) }}
+{{- if eq "true" (include "travelrec.offlineModel" .) }}
+{{- $_ := set $settings "OPENAI_BASE_URL" (printf "http://%s-model:8089/v1" (include "travelrec.name" .)) }}
+{{- end }}
+{{- end }}
+{{- range $name, $value := .Values.settings }}
+{{- if not (has (toString $value) (list "" "<nil>")) }}{{ $_ := set $settings $name (toString $value) }}{{ end }}
+{{- end }}
+{{- $settings | toYaml }}
+{{- end }}
+
+{{- define "travelrec.offlineModel" -}}
+{{- and .Values.dev.enabled (not .Values.existingSecret) (not .Values.secrets.OPENAI_API_KEY) (not .Values.settings.OPENAI_BASE_URL) }}
+{{- end }}
+
+{{/* host:port,… of Kafka, as KEDA takes it */}}
+{{- define "travelrec.bootstrapServers" -}}
+{{- if .Values.autoscaling.bootstrapServers }}{{ .Values.autoscaling.bootstrapServers }}
+{{- else if .Values.settings.BROKER_URL }}{{ .Values.settings.BROKER_URL | toString | splitList "://" | last | trimSuffix "/" }}
+{{- else if .Values.dev.enabled }}{{ printf "%s-kafka.%s:9092" (include "travelrec.name" .) .Release.Namespace }}
+{{- else }}{{ fail "autoscaling.bootstrapServers: KEDA must know Kafka's addresses, and settings.BROKER_URL does not name them" }}
+{{- end }}
+{{- end }}
+
+{{/* Waiting messages for each replica, so that a backlog is gone in time: concurrency x drain / job */}}
+{{- define "travelrec.lagThreshold" -}}
+{{- max 1 (divf (mulf .concurrency .scaling.drainSeconds) .scaling.typicalJobSeconds | floor | int64) }}
+{{- end }}
+
+{{/* A pod that is told to stop may finish what it runs. */}}
+{{- define "travelrec.shutdownGrace" -}}{{ add (int64 .timeLimitSeconds) 5 }}{{- end }}
+{{- define "travelrec.terminationGrace" -}}{{ add (int64 .timeLimitSeconds) 20 }}{{- end }}
+
+{{/* The database in STORE_URL, as the store itself reads it. */}}
+{{- define "travelrec.database" -}}
+{{- $path := regexReplaceAll "^[^:]+://[^/]*/?([^?]*).*$" (.Values.settings.STORE_URL | toString) "${1}" }}
+{{- if and .Values.settings.STORE_URL $path }}{{ $path }}{{ else }}travelrec{{ end }}
+{{- end }}
