@@ -96,6 +96,11 @@ def locust_missing() -> str | None:
     return None if LOCUST.exists() else "Locust: not installed; `task load` installs it"
 
 
+def helm_missing() -> str | None:
+    """What is missing to render the chart, None when nothing is."""
+    return None if shutil.which("helm") else "Helm: no `helm` on the PATH"
+
+
 @functools.cache
 def _unless_it_works(title: str, *command: str) -> str | None:
     try:
@@ -116,6 +121,7 @@ NEEDS: dict[str, tuple[str, Callable[[], str | None]]] = {
     "compose": ("docker compose", compose_missing),
     "docker": ("Docker", docker_missing),
     "locust": ("Locust", locust_missing),
+    "helm": ("Helm", helm_missing),
 }
 # Those without which `--real=require` is content: CI is the same on a machine without them.
-OPTIONAL = {"compose", "docker", "locust"}
+OPTIONAL = {"compose", "docker", "locust", "helm"}

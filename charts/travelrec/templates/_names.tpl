@@ -32,8 +32,8 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 {{- define "travelrec.settings" -}}
 {{- $settings := dict "HOST" "0.0.0.0" "PORT" "3000" "METRICS_PORT" "9000" }}
 {{- if .Values.dev.enabled }}
-{{- $_ := set $settings "BROKER_URL" (printf "kafka://%s-kafka:9092" (include "travelrec.name" .)) }}
-{{- $_ := set $settings "STORE_URL" (printf "mongodb://%s-mongo:27017/travelrec" (include "travelrec.name" .)) }}
+{{- $_ := set $settings "BROKER_URL" (printf "kafka://%s-kafka.%s:9092" (include "travelrec.name" .) .Release.Namespace) }}
+{{- $_ := set $settings "STORE_URL" (printf "mongodb://%s-mongo.%s:27017/travelrec" (include "travelrec.name" .) .Release.Namespace) }}
 {{- if eq "true" (include "travelrec.offlineModel" .) }}
 {{- $_ := set $settings "OPENAI_BASE_URL" (printf "http://%s-model:8089/v1" (include "travelrec.name" .)) }}
 {{- end }}
@@ -48,8 +48,24 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 {{- and .Values.dev.enabled (not .Values.existingSecret) (not .Values.secrets.OPENAI_API_KEY) (not .Values.settings.OPENAI_BASE_URL) }}
 {{- end }}
 
+{{/* Fails, with what to do, where something needed is not named. */}}
+{{- define "travelrec.checked" -}}
+{{- if not .Values.dev.enabled }}
+{{- if not (or .Values.settings.BROKER_URL .Values.secrets.BROKER_URL .Values.existingSecret) }}
+{{- fail "settings.BROKER_URL: name your Kafka (kafka://host:9092), or put BROKER_URL into existingSecret; dev.enabled=true brings a small one for kind" }}
+{{- end }}
+{{- if not (or .Values.settings.STORE_URL .Values.secrets.STORE_URL .Values.existingSecret) }}
+{{- fail "settings.STORE_URL: name your MongoDB (mongodb://host/database), or put STORE_URL into existingSecret; dev.enabled=true brings a small one for kind" }}
+{{- end }}
+{{- if not (or .Values.settings.OPENAI_BASE_URL .Values.secrets.OPENAI_API_KEY .Values.existingSecret) }}
+{{- fail "existingSecret: name a Secret with an OPENAI_API_KEY, or set settings.OPENAI_BASE_URL to a compatible server; dev.enabled=true brings the offline model" }}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{/* host:port,… of Kafka, as KEDA takes it */}}
 {{- define "travelrec.bootstrapServers" -}}
+{{- include "travelrec.checked" . }}
 {{- if .Values.autoscaling.bootstrapServers }}{{ .Values.autoscaling.bootstrapServers }}
 {{- else if .Values.settings.BROKER_URL }}{{ .Values.settings.BROKER_URL | toString | splitList "://" | last | trimSuffix "/" }}
 {{- else if .Values.dev.enabled }}{{ printf "%s-kafka.%s:9092" (include "travelrec.name" .) .Release.Namespace }}

@@ -1,0 +1,239 @@
+"""charts/travelrec: what its files say, and, where Helm is installed, what it renders for several sets of values."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from travelrec.errors import BadSetting
+from travelrec.settings import Settings, read_settings
+from travelrec.wire import JOBS_GROUP, JOBS_TOPIC
+from travelrec_worker.app import ROLES
+
+ROOT = Path(__file__).parents[1]
+CHART = ROOT / "charts" / "travelrec"
+KUBERNETES = "1.34.0"
+MINE = (
+    "--set",
+    "settings.BROKER_URL=kafka://k1:9092\\,k2:9092,settings.STORE_URL=mongodb://m/trips,existingSecret=keys",
+)
+KIND = ("--values", str(ROOT / "k8s" / "kind" / "values.yaml"))
+EVERYTHING = (
+    *MINE,
+    *("--set", "api.ingress.enabled=true,api.ingress.host=t.example,api.ingress.tlsSecret=tls"),
+    *("--set", "monitoring.serviceMonitor.enabled=true,monitoring.podMonitor.enabled=true"),
+    *("--set", "monitoring.rules.enabled=true,monitoring.dashboards.enabled=true"),
+    *("--set", "api.autoscaling.inFlight.metric=in_flight,workers.jobs.scaling.minReplicas=0"),
+    *("--set", "api.httpRoute.enabled=true,api.httpRoute.parentRefs[0].name=gateway"),
+)
+PLAIN = (*MINE, "--set", "autoscaling.keda=false,networkPolicy.enabled=false,topics.enabled=false")
+SETS = {"mine": MINE, "kind": KIND, "everything": EVERYTHING, "plain": PLAIN}
+
+Manifest = dict[str, Any]
+
+
+def helm(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["helm", *arguments], capture_output=True, text=True, check=False)
+
+
+def rendered(*values: str) -> list[Manifest]:
+    done = helm(
+        "template", "travelrec", str(CHART), "--kube-version", KUBERNETES, "--namespace", "trips", *values
+    )
+    assert done.returncode == 0, done.stderr
+    return [manifest for manifest in yaml.safe_load_all(done.stdout) if manifest]
+
+
+def one(manifests: list[Manifest], kind: str, name: str) -> Manifest:
+    (found,) = [m for m in manifests if (m["kind"], m["metadata"]["name"]) == (kind, name)]
+    return found
+
+
+def pods(manifests: list[Manifest]) -> dict[str, Manifest]:
+    """The pod specs by the name of what makes them."""
+    made = {}
+    for manifest in manifests:
+        if manifest["kind"] == "Pod":
+            made[manifest["metadata"]["name"]] = manifest["spec"]
+        elif "template" in manifest.get("spec", {}):
+            made[manifest["metadata"]["name"]] = manifest["spec"]["template"]["spec"]
+    return made
+
+
+# --- what the files say ----------------------------------------------------------------------------------
+
+
+def test_values_name_what_there_is() -> None:
+    """Settings, roles, topic and group of the values are those of the code, and processes start with them."""
+    names: set[str] = set()
+    for field in Settings.model_fields.values():
+        alias = field.validation_alias
+        names |= set(map(str, getattr(alias, "choices", [alias])))
+    for file in (CHART / "values.yaml", ROOT / "k8s" / "kind" / "values.yaml"):
+        values = yaml.safe_load(file.read_text())
+        assert set(values["settings"]) <= names
+        for worker in values["workers"].values():
+            assert set(worker.get("roles", ROLES)) <= set(ROLES)
+    jobs = yaml.safe_load((CHART / "values.yaml").read_text())["workers"]["jobs"]
+    assert (jobs["topic"], jobs["group"]) == (JOBS_TOPIC, JOBS_GROUP)
+
+
+def test_every_value_is_in_the_schema() -> None:
+    """The schema describes every default, so that a misspelt value is refused."""
+
+    def missing(values: dict[str, Any], schema: dict[str, Any], path: str) -> list[str]:
+        properties = schema.get("properties", {})
+        wrong = []
+        for name, value in values.items():
+            known = properties.get(name, schema.get("additionalProperties"))
+            if not known:
+                wrong.append(f"{path}.{name}")
+            elif isinstance(value, dict) and isinstance(known, dict) and "properties" in known:
+                wrong += missing(value, known, f"{path}.{name}")
+        return wrong
+
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    assert missing(yaml.safe_load((CHART / "values.yaml").read_text()), schema, "") == []
+
+
+# --- what it renders -------------------------------------------------------------------------------------
+
+
+@pytest.mark.real("helm")
+class TestRendered:
+    @pytest.mark.parametrize("values", SETS.values(), ids=SETS)
+    def test_it_is_valid(self, values: tuple[str, ...]) -> None:
+        """`helm lint` takes it, and every object of Kubernetes' own is one by its schema, strictly."""
+        done = helm("lint", "--strict", str(CHART), "--kube-version", KUBERNETES, *values)
+        assert done.returncode == 0, done.stdout
+        for manifest in rendered(*values):
+            if not re.search(r"keda|coreos|gateway", manifest["apiVersion"]):
+                kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
+
+    @pytest.mark.parametrize("values", SETS.values(), ids=SETS)
+    def test_every_pod_is_restricted(self, values: tuple[str, ...]) -> None:
+        """As the pod security level `restricted` asks, and more: no token, no writable root, limits of memory."""
+        for name, pod in pods(rendered(*values)).items():
+            assert pod["securityContext"]["runAsNonRoot"] is True, name
+            assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, name
+            assert pod["automountServiceAccountToken"] is False, name
+            for container in pod["containers"]:
+                assert container["securityContext"] == {
+                    "allowPrivilegeEscalation": False,
+                    "readOnlyRootFilesystem": True,
+                    "capabilities": {"drop": ["ALL"]},
+                }, name
+                assert container["resources"]["limits"]["memory"], name
+
+    @pytest.mark.parametrize(
+        ("concurrency", "job_s", "drain_s", "threshold"),
+        [(200, 3, 60, "4000"), (20, 1, 5, "100"), (1, 60, 10, "1")],
+    )
+    def test_the_threshold_follows_from_what_a_pod_can_do(
+        self, concurrency: int, job_s: int, drain_s: int, threshold: str
+    ) -> None:
+        """Waiting messages for each pod: what it finishes within the time to drain, at least one."""
+        scaling = (
+            f"workers.jobs.scaling.typicalJobSeconds={job_s},workers.jobs.scaling.drainSeconds={drain_s}"
+        )
+        manifests = rendered(*MINE, "--set", f"workers.jobs.concurrency={concurrency},{scaling}")
+        (trigger,) = one(manifests, "ScaledObject", "travelrec-worker-jobs")["spec"]["triggers"]
+        assert trigger["metadata"]["lagThreshold"] == threshold
+        assert trigger["metadata"]["bootstrapServers"] == "k1:9092,k2:9092"
+
+    def test_scaling_to_zero_asks_the_store_too(self) -> None:
+        """With a minimum of 0 a pending job that is in no topic keeps a worker, or brings one back."""
+        scaled = one(
+            rendered(*MINE, "--set", "workers.jobs.scaling.minReplicas=0"),
+            "ScaledObject",
+            "travelrec-worker-jobs",
+        )
+        kafka, mongo = scaled["spec"]["triggers"]
+        assert kafka["metadata"]["activationLagThreshold"] == "0"
+        assert kafka["metadata"]["offsetResetPolicy"] == "earliest"
+        assert mongo["type"] == "mongodb"
+        assert mongo["metadata"]["dbName"] == "trips"
+        assert json.loads(mongo["metadata"]["query"]) == {"status": "pending"}
+
+    def test_the_grace_follows_from_the_time_limit(self) -> None:
+        """A pod that is told to stop may finish a job; Kubernetes waits longer than the worker itself."""
+        pod = pods(rendered(*MINE, "--set", "workers.jobs.timeLimitSeconds=90"))["travelrec-worker-jobs"]
+        env = {e["name"]: e["value"] for e in pod["containers"][0]["env"]}
+        assert env["MODEL_TIMEOUT"] == "90"
+        assert 90 < float(env["SHUTDOWN_GRACE"]) < pod["terminationGracePeriodSeconds"]
+
+    @pytest.mark.parametrize("values", [MINE, KIND], ids=["mine", "kind"])
+    def test_processes_start_with_the_settings(
+        self, values: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        """What the ConfigMap and the pods set are settings that a process takes."""
+        manifests = rendered(*values)
+        given = dict(one(manifests, "ConfigMap", "travelrec")["data"])
+        for pod in pods(manifests).values():
+            image = pod["containers"][0]["image"]
+            if image.startswith("travelrec/"):
+                given |= {e["name"]: e["value"] for e in pod["containers"][0].get("env", [])}
+        monkeypatch.chdir(tmp_path)
+        for name, value in given.items():
+            monkeypatch.setenv(name, value)
+        try:
+            settings = read_settings()
+        except BadSetting as bad:
+            pytest.fail(str(bad))
+        assert settings.broker_url == given["BROKER_URL"]
+
+    def test_a_change_of_settings_restarts_the_pods(self) -> None:
+        """The pods carry a checksum of the settings and of the secrets."""
+        ways = [(), ("--set", "settings.LOG_LEVEL=debug"), ("--set", "secrets.OPENAI_API_KEY=sk-2")]
+        for name in ("travelrec-api", "travelrec-worker-jobs"):
+            seen = [
+                one(rendered(*MINE, *w), "Deployment", name)["spec"]["template"]["metadata"]["annotations"]
+                for w in ways
+            ]
+            assert len({json.dumps(annotations, sort_keys=True) for annotations in seen}) == len(ways)
+
+    def test_secrets_are_in_no_configmap(self) -> None:
+        """A secret value stands in the Secret alone."""
+        manifests = rendered(*MINE, "--set", "secrets.OPENAI_API_KEY=sk-hidden")
+        assert [m["kind"] for m in manifests if "sk-hidden" in json.dumps(m)] == ["Secret"]
+
+    def test_every_pod_of_ours_has_a_policy(self) -> None:
+        """With network policies on, one selects every pod; nothing but DNS is open to all of them."""
+        manifests = rendered(*KIND)
+        policies = [m["spec"] for m in manifests if m["kind"] == "NetworkPolicy"]
+        (base,) = [
+            p for p in policies if "app.kubernetes.io/component" not in p["podSelector"]["matchLabels"]
+        ]
+        assert base["policyTypes"] == ["Ingress", "Egress"]
+        assert "ingress" not in base
+        assert {port["port"] for rule in base["egress"] for port in rule["ports"]} == {53}
+        selected = {p["podSelector"]["matchLabels"].get("app.kubernetes.io/component") for p in policies}
+        assert {"api", "worker-jobs", "topics", "test", "kafka", "mongo", "model"} <= selected
+
+    @pytest.mark.parametrize(
+        ("values", "words"),
+        [
+            ((), "settings.BROKER_URL: name your Kafka"),
+            (("--set", "settings.BROKER_URL=kafka://k:9092"), "settings.STORE_URL: name your MongoDB"),
+            ((*MINE, "--set", "existingSecret="), "existingSecret: name a Secret with an OPENAI_API_KEY"),
+            ((*MINE, "--set", "settings.BROKER_URL="), "autoscaling.bootstrapServers: KEDA must know"),
+            ((*MINE, "--set", "api.replica=3"), "at '/api': additional properties 'replica' not allowed"),
+            ((*MINE, "--set", "settings.STORE_URL=postgres://p"), "at '/settings/STORE_URL'"),
+            ((*MINE, "--set", "settings.OPENAI_API_KEY=sk-1"), "at '/settings/OPENAI_API_KEY'"),
+            (
+                (*MINE, "--set", "workers.jobs.concurrency=0"),
+                "at '/workers/jobs/concurrency': minimum: got 0, want 1",
+            ),
+        ],
+        ids=lambda value: value if isinstance(value, str) else "",
+    )
+    def test_bad_values_are_refused(self, values: tuple[str, ...], words: str) -> None:
+        """One readable line says which value, and what to do."""
+        done = helm("template", "travelrec", str(CHART), "--kube-version", KUBERNETES, *values)
+        assert done.returncode != 0
+        assert words in done.stderr
