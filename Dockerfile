@@ -32,7 +32,9 @@ RUN python /rootfs.py /image /app/.venv
 # --- our own code, as wheels ---
 
 FROM dependencies AS code
-RUN --mount=type=cache,target=/root/.cache/uv --mount=type=bind,target=/source \
+RUN --mount=type=cache,target=/root/.cache/uv \
+    --mount=type=bind,source=pyproject.toml,target=/source/pyproject.toml \
+    --mount=type=bind,source=services,target=/source/services \
     uv build --quiet --directory /source --all-packages --wheel --out-dir /wheels \
  && uv pip install --python /app/.venv --prefix /code --no-deps --no-index /wheels/*.whl
 

@@ -166,7 +166,7 @@ def judge(environment: Any, **_: object) -> None:
     completed = jobs.num_requests - jobs.num_failures
     seconds = max(1.0, (stats.last_request_timestamp or 0) - (stats.start_time or 0))
     measured = Measured(
-        requests=total.num_requests,
+        requests=total.num_requests - jobs.num_requests,
         failures=total.num_failures,
         accept_p95_ms=accept.get_response_time_percentile(0.95) or 0.0,
         completed=completed,
