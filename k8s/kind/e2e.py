@@ -138,7 +138,7 @@ class Callers:
                 else:
                     asked.failures.append(f"{response.status} {body}")
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-            asked.failures.append(f"{type(error).__name__} {error}")
+            asked.failures.append(f"{time.strftime('%X')} {type(error).__name__} {error}")
 
     async def complete(self, asked: Asked, timeout_s: float = 180.0) -> None:
         """Returns once every job has completed; a read that fails is a failure too, but asked again."""
@@ -169,22 +169,20 @@ class Callers:
 
     @asynccontextmanager
     async def load(self, callers: int = 6, pause_s: float = 0.1) -> AsyncIterator[Asked]:
-        """Callers that go on asking."""
-        asked = Asked()
+        """Callers that go on asking; in the end each hears the answer to its last request."""
+        asked, leaving = Asked(), asyncio.Event()
         keys = itertools.cycle(KEYS)
 
         async def ask() -> None:
-            while True:
+            while not leaving.is_set():
                 await self.accept(asked, *next(keys))
                 await asyncio.sleep(pause_s)
 
-        tasks = [asyncio.create_task(ask()) for _ in range(callers)]
-        try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(callers):
+                group.create_task(ask())
             yield asked
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            leaving.set()
 
     async def model(self, path: str, **settings: object) -> dict[str, Any]:
         async with self._http.request(
