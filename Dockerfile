@@ -19,6 +19,7 @@ RUN --mount=type=cache,target=/root/.cache/uv \
     --mount=type=bind,source=services/api/pyproject.toml,target=services/api/pyproject.toml \
     --mount=type=bind,source=services/core/pyproject.toml,target=services/core/pyproject.toml \
     --mount=type=bind,source=services/worker/pyproject.toml,target=services/worker/pyproject.toml \
+    --mount=type=bind,source=tests/pyproject.toml,target=tests/pyproject.toml \
     uv sync --locked --no-build --no-install-workspace
 
 FROM dependencies AS root
@@ -35,7 +36,10 @@ FROM dependencies AS code
 RUN --mount=type=cache,target=/root/.cache/uv \
     --mount=type=bind,source=pyproject.toml,target=/source/pyproject.toml \
     --mount=type=bind,source=services,target=/source/services \
-    uv build --quiet --directory /source --all-packages --wheel --out-dir /wheels \
+    --mount=type=bind,source=tests/pyproject.toml,target=/source/tests/pyproject.toml \
+    for service in core api worker; do \
+      uv build --quiet --directory /source --package travelrec-$service --wheel --out-dir /wheels || exit; \
+    done \
  && uv pip install --python /app/.venv --prefix /code --no-deps --no-index /wheels/*.whl
 
 
@@ -78,6 +82,7 @@ RUN --mount=type=cache,target=/root/.cache/uv \
     --mount=type=bind,source=uv.lock,target=uv.lock \
     --mount=type=bind,source=pyproject.toml,target=pyproject.toml \
     --mount=type=bind,source=services,target=services \
+    --mount=type=bind,source=tests/pyproject.toml,target=tests/pyproject.toml \
     uv sync --locked --no-build --only-group load
 
 FROM python:3.13-slim-bookworm AS load
