@@ -255,3 +255,44 @@ async def test_kafka_comes_back(new_kafka) -> None:  # type: ignore[no-untyped-d
             async with asyncio.timeout(60):
                 while b"back" not in values:
                     values |= {d.message.value for d in await subscription.take(10, 1.0)}
+
+
+@pytest.mark.real("kafka")
+async def test_take_ends_in_time_while_kafka_assigns_anew(kafka_server, topic: str) -> None:  # type: ignore[no-untyped-def]
+    """A member that waits for another one's consent to a rebalance is not held up in its turn."""
+    from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener
+
+    from travelrec.adapters.kafka import KafkaBroker
+
+    consents, asked = asyncio.Event(), asyncio.Event()
+
+    class Reluctant(ConsumerRebalanceListener):
+        async def on_partitions_revoked(self, revoked: set[object]) -> None:
+            if revoked:
+                asked.set()
+                await consents.wait()
+
+        async def on_partitions_assigned(self, assigned: set[object]) -> None:
+            pass
+
+    async with AsyncExitStack() as stack:
+        broker = await stack.enter_async_context(
+            KafkaBroker.opened(kafka_server.address, partitions=3, timeout_s=10.0)
+        )
+        member = await stack.enter_async_context(broker.subscribe(topic, "g"))
+        reluctant = AIOKafkaConsumer(
+            bootstrap_servers=kafka_server.address, group_id="g", rebalance_timeout_ms=60_000
+        )
+        await reluctant.start()
+        stack.push_async_callback(reluctant.stop)
+        stack.callback(consents.set)
+        reluctant.subscribe([topic], listener=Reluctant())
+        async with asyncio.timeout(30):
+            while not reluctant.assignment():
+                await member.take(1, 0.1)
+        await stack.enter_async_context(broker.subscribe(topic, "g"))
+        async with asyncio.timeout(30):
+            await asked.wait()
+            await eventually(lambda: member._consumer._subscription.reassignment_in_progress, 20)
+            assert await member.take(1, 0.1) == []
+            assert await member.take(0, 0.0) == []

@@ -43,6 +43,7 @@ _COMMIT_EVERY_S = 0.1
 _COMMIT_AGAIN_S = 1.0  # after one that failed: what is not noted looks like a backlog to the sweepers
 _BATCH_BYTES = 512 * 1024
 _PEEK_BYTES = 4096
+_ASSIGN_S = 0.5  # what a take waits for a rebalance
 _READY_S = 2.0  # to begin to listen, where the broker is there
 _SPREAD = 16  # messages that share a batch before the next partition gets its turn
 _NOWHERE = TopicPartition("", -1)
@@ -324,12 +325,16 @@ class _KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # ai
     async def take(self, limit: int, timeout_s: float) -> list[_KafkaDelivery]:
         if self._is_named and self._is_replaced:
             raise BrokerUnavailable("Kafka: another has this member's name, or it was missed for too long")
+        # none: a turn that drains nothing, resets the clock of max.poll.interval and keeps the buffer
+        wanted = [_NOWHERE] if limit <= 0 else []
         with _translated(BrokerUnavailable):
-            if limit <= 0:
-                # a turn that drains nothing: it resets the clock of max.poll.interval and keeps the buffer
-                await self._consumer.getmany(_NOWHERE, timeout_ms=0)
+            try:
+                async with asyncio.timeout(timeout_s + _ASSIGN_S):  # getmany's own begins after a rebalance
+                    found = await self._consumer.getmany(
+                        *wanted, timeout_ms=int(timeout_s * 1000), max_records=max(limit, 1)
+                    )
+            except TimeoutError:
                 return []
-            found = await self._consumer.getmany(timeout_ms=int(timeout_s * 1000), max_records=limit)
         deliveries = []
         for place, records in found.items():
             offsets = self._offsets.setdefault(place, Offsets())
