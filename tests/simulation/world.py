@@ -117,6 +117,8 @@ class SimulatedModel:
         dice = self._rng.random()
         if self._history.calm:
             dice = min(dice, 0.79)
+        if dice > 0.985:
+            await self._hang(key, self._rng.uniform(15.0, 45.0))
         if dice > 0.95:
             await asyncio.sleep(timeout_s - 0.01)
             raise ModelTimeout("The model did not answer in time.")
@@ -132,6 +134,15 @@ class SimulatedModel:
         if dice > 0.65:
             raise BadModelRequest("The model does not like it.")
         return Answer(f"to {key}", "simulated", 1, 1)
+
+    async def _hang(self, key: str, for_s: float) -> None:
+        """Takes no cancellation."""
+        until = self._history.now + for_s
+        while (left_s := until - self._history.now) > 0:
+            try:
+                await asyncio.sleep(left_s)
+            except asyncio.CancelledError:
+                self._history.aborted[key] += 1
 
 
 class Api:

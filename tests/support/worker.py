@@ -17,6 +17,7 @@ from travelrec.ports import Answer, Delivery, Question
 from travelrec.settings import Settings
 from travelrec.wire import JOBS_TOPIC, Message, Signal, dead_letter_topic, encode_job
 from travelrec_worker.app import running_jobs
+from travelrec_worker.progress import Progress
 
 DEAD_LETTERS = dead_letter_topic(JOBS_TOPIC)
 
@@ -198,11 +199,11 @@ class World:
         self.model = Model(self.diary)
 
     @asynccontextmanager
-    async def worker(self, **settings: object) -> AsyncIterator[None]:
+    async def worker(self, progress: Progress | None = None, **settings: object) -> AsyncIterator[None]:
         """A worker until left; by default it ends without grace, and a sweeper looks around all the time."""
         given = {"broker_url": "kafka://unused", "store_url": "memory://", "grace_s": 0.0, **settings}
         parts = Parts(self.store, self.broker, self.signals)
-        async with running_jobs(Settings(**given, _env_file=None), parts, self.model):
+        async with running_jobs(Settings(**given, _env_file=None), parts, self.model, progress=progress):
             yield
 
     async def accept(self, country: str = "Peru", *, publish: bool = True, **changes: object) -> str:

@@ -13,6 +13,7 @@ from travelrec.ports import Delivery, Subscription
 from travelrec.wire import Message
 from travelrec_worker import engine as engines
 from travelrec_worker.engine import Engine
+from travelrec_worker.progress import Progress
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(30)]
 
@@ -117,6 +118,7 @@ class World:
             self.handler,
             concurrency=concurrency,
             intake=self.intake,
+            progress=Progress(5.0),
             early=early,
         )
 

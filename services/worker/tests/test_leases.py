@@ -13,6 +13,7 @@ from travelrec.adapters.memory import MemoryStore
 from travelrec.errors import StoreUnavailable
 from travelrec.job import Job, Phase, new_uid
 from travelrec_worker.leases import Leases
+from travelrec_worker.progress import Progress
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(30)]
 
@@ -55,7 +56,7 @@ class Run:
 
 @asynccontextmanager
 async def keeping(store: Store) -> AsyncIterator[Leases]:
-    leases = Leases(store, LEASE_S)
+    leases = Leases(store, LEASE_S, Progress(5.0))
     task = asyncio.create_task(leases.keep())
     try:
         yield leases
@@ -183,7 +184,7 @@ async def test_abandon_stops_the_run_of_that_job() -> None:
     """A cancelled job's run ends at once; one of another job, or of nobody, is not touched."""
     store = Store()
     one, other = await claimed(store, 2)
-    leases = Leases(store, LEASE_S)
+    leases = Leases(store, LEASE_S, Progress(5.0))
     run, other_run = Run(leases, one), Run(leases, other)
     await asyncio.sleep(0)
     leases.abandon(new_uid())
@@ -199,7 +200,7 @@ async def test_a_run_that_is_stopped_from_outside_was_not_abandoned() -> None:
     """A worker that ends cancels its runs too: their jobs are to be handed back."""
     store = Store()
     (job,) = await claimed(store)
-    leases = Leases(store, LEASE_S)
+    leases = Leases(store, LEASE_S, Progress(5.0))
     run = Run(leases, job)
     await asyncio.sleep(0)
     run.task.cancel()
@@ -230,5 +231,5 @@ async def test_an_older_run_does_not_give_up_a_newer_lease() -> None:
 async def test_only_a_claimed_job_is_held() -> None:
     """A job without a token is nobody's lease."""
     job = Job(new_uid(), "recommendation", {}, 0.0)
-    with pytest.raises(ValueError, match="claimed"), Leases(Store(), LEASE_S).held(job):
+    with pytest.raises(ValueError, match="claimed"), Leases(Store(), LEASE_S, Progress(5.0)).held(job):
         pass

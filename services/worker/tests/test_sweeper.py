@@ -15,6 +15,7 @@ from travelrec.errors import BrokerUnavailable, StoreUnavailable
 from travelrec.job import Job, Phase, Status, new_uid
 from travelrec.wire import JOBS_GROUP, JOBS_TOPIC, QUEUED_S, Message, decode_job, encode_job
 from travelrec_worker import sweeper as sweepers
+from travelrec_worker.progress import Progress
 from travelrec_worker.sweeper import Sweeper
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(30)]
@@ -84,7 +85,7 @@ class World:
 
     def __init__(self) -> None:
         self.store, self.broker = Store(), Broker()
-        self.sweeper = Sweeper(self.store, self.broker)
+        self.sweeper = Sweeper(self.store, self.broker, Progress(5.0))
         self.now = time.time()
 
     async def job(self, phase: Phase, *, age_s: float = 60.0, due_in_s: float = -1.0) -> Job:
@@ -257,7 +258,7 @@ async def test_of_two_sweepers_one_publishes() -> None:
     """However many workers sweep, each job is published once."""
     world = World()
     jobs = [await world.job(Phase.WAITING) for _ in range(50)]
-    others = [Sweeper(world.store, world.broker) for _ in range(5)]
+    others = [Sweeper(world.store, world.broker, Progress(5.0)) for _ in range(5)]
     counts = await asyncio.gather(*(one.sweep(world.now) for one in others))
     assert sum(counts) == 50
     assert sorted(world.broker.sent_uids) == sorted(job.uid for job in jobs)

@@ -24,7 +24,9 @@ from travelrec_worker.gate import Gate
 from travelrec_worker.health import served
 from travelrec_worker.jobs import Jobs
 from travelrec_worker.leases import Leases
+from travelrec_worker.progress import Progress
 from travelrec_worker.sweeper import Sweeper
+from travelrec_worker.watchdog import loop_watched, watch
 
 log = structlog.get_logger(__name__)
 
@@ -32,17 +34,20 @@ ROLES = ("jobs",)
 
 
 @asynccontextmanager
-async def running_jobs(settings: Settings, parts: Parts, *models: Model) -> AsyncIterator[Engine]:
+async def running_jobs(
+    settings: Settings, parts: Parts, *models: Model, progress: Progress | None = None
+) -> AsyncIterator[Engine]:
     """The role `jobs` until left; leaving waits out the grace period and hands back what is not done.
 
-    The second of `models`, if there is one, stands in for the first.
+    The second of `models`, if there is one, stands in for the first. `progress` is for who wants to know of it.
     """
+    progress = progress or Progress(settings.neighbour_timeout_s)
     gate = Gate(
         models,
         settings.worker_concurrency,
         [(name, settings.price_of(name)) for name in settings.model_names],
     )
-    leases = Leases(parts.store, settings.lease_s)
+    leases = Leases(parts.store, settings.lease_s, progress)
     jobs = Jobs(
         parts.store,
         parts.broker,
@@ -50,6 +55,7 @@ async def running_jobs(settings: Settings, parts: Parts, *models: Model) -> Asyn
         gate,
         kinds(settings),
         leases,
+        progress,
         concurrency=settings.worker_concurrency,
         retry=RetryPolicy(max_attempts=settings.max_attempts),
         model_timeout_s=settings.model_timeout_s,
@@ -62,14 +68,18 @@ async def running_jobs(settings: Settings, parts: Parts, *models: Model) -> Asyn
         jobs.handle,
         concurrency=2 * settings.worker_concurrency,
         intake=gate.intake,
+        progress=progress,
         early=True,
     )
     async with AsyncExitStack() as stack:
         background = await stack.enter_async_context(asyncio.TaskGroup())
-        helpers = [background.create_task(leases.keep())]
+        helpers = [
+            background.create_task(leases.keep()),
+            background.create_task(watch(progress, [engine])),
+        ]
         if settings.broker_url.startswith("memory:"):
             await parts.store.take_due(float("inf"), 0.0, 2**31)  # the broker has forgotten what it held
-        helpers.append(background.create_task(Sweeper(parts.store, parts.broker).run()))
+        helpers.append(background.create_task(Sweeper(parts.store, parts.broker, progress).run()))
         helpers.append(background.create_task(Backlog(parts.store, parts.broker, parts.signals).watch()))
         await stack.enter_async_context(parts.signals.listen(jobs.hear))
         running = background.create_task(engine.run(settings.grace_s))
@@ -102,8 +112,10 @@ async def work(settings: Settings, roles: Sequence[str]) -> None:
         models = await stack.enter_async_context(opened_models(settings))
         parts = await stack.enter_async_context(opened_parts(settings))
         probes = Probes({"store": parts.store.ping, "broker": parts.broker.ping}, {})
-        await stack.enter_async_context(served(probes, settings.host, settings.metrics_port))
-        engine = await stack.enter_async_context(running_jobs(settings, parts, *models))
+        progress = Progress(settings.neighbour_timeout_s)
+        await stack.enter_async_context(served(probes, progress, settings.host, settings.metrics_port))
+        await stack.enter_async_context(loop_watched())
+        engine = await stack.enter_async_context(running_jobs(settings, parts, *models, progress=progress))
         log.info("worker started", roles=list(roles or ROLES), concurrency=settings.worker_concurrency)
         joined = asyncio.create_task(engine.joined.wait())
         await asyncio.wait(

@@ -22,6 +22,7 @@ from travelrec.errors import StoreUnavailable
 from travelrec.job import Bid, Completed, Failed, Job, Outcome, Retry, answers, at_work
 from travelrec.ports import Store
 from travelrec.wire import Signal
+from travelrec_worker.progress import Progress
 
 _LOOK_AGAIN_S = 1.0  # a signal may be lost
 _FOLLOW_S = 10.0  # then a follower gives up its place in memory and comes back later
@@ -37,8 +38,9 @@ log = structlog.get_logger(__name__)
 class Coalescer:
     """Who leads and who follows in this worker."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, progress: Progress) -> None:
         self._store = store
+        self._progress = progress
         self._here: dict[
             str, asyncio.Future[Outcome | None]
         ] = {}  # key → the outcome of a run of this worker
@@ -141,10 +143,12 @@ class Coalescer:
                 self._remote.pop(leader_uid, None)
 
     async def _bid_all(self, bids: list[Bid]) -> Sequence[str]:
-        return await self._store.lead(bids, time.time())
+        with self._progress.calling("bidding", calls=3):
+            return await self._store.lead(bids, time.time())
 
     async def _read_all(self, uids: list[str]) -> list[Job | None]:
-        found = await self._store.get(uids)
+        with self._progress.calling("reading leaders", calls=2):
+            found = await self._store.get(uids)
         return [found.get(uid) for uid in uids]
 
 

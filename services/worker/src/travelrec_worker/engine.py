@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack, suppress
+from contextlib import suppress
 
 import structlog
 
 from travelrec.errors import BrokerUnavailable
 from travelrec.ports import Broker, Delivery, Subscription
+from travelrec_worker.progress import Progress
 
 log = structlog.get_logger(__name__)
 
@@ -27,7 +28,7 @@ class Engine:
 
     Handlers that acknowledge `early` are waited for after the group was left, so that nobody waits for them; others
     before that, or what they are about to acknowledge would be delivered again. While `intake` is not set nothing is
-    taken, and the broker is told that this member is alive.
+    taken, and the broker is told that this member is alive; to leave its messages to others there is `shed`.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Engine:
         *,
         concurrency: int,
         intake: asyncio.Event,
+        progress: Progress,
         early: bool = False,
     ) -> None:
         self._broker = broker
@@ -47,11 +49,14 @@ class Engine:
         self._handle = handle
         self._concurrency = concurrency
         self._intake = intake
+        self._progress = progress
         self._early = early
         self._running: set[asyncio.Task[None]] = set()
         self._stopping = asyncio.Event()
         self._freed = asyncio.Event()
-        self._joining: asyncio.Timeout | None = None
+        self._membership: asyncio.Timeout | None = None
+        self._fit = asyncio.Event()
+        self._fit.set()
         self.joined = asyncio.Event()
 
     @property
@@ -64,30 +69,62 @@ class Engine:
         self._stopping.set()
         self._freed.set()
         self._intake.set()  # wakes `run`, which takes nothing more
-        if self._joining is not None:
-            self._joining.reschedule(0.0)
+        self._fit.set()
+        if not self.joined.is_set():
+            self._end_membership()
+
+    def shed(self, shedding: bool) -> None:
+        """Leaves the group at once, whatever the taking waits for, and stays out of it while `shedding`."""
+        if not shedding:
+            self._fit.set()
+        elif self._fit.is_set():
+            if not self._stopping.is_set():
+                self._fit.clear()
+            self._end_membership()
 
     async def run(self, grace_s: float) -> None:
         """Runs until `stop`, then waits `grace_s` for the handlers and cancels the rest; leaves the group."""
         try:
             while not self._stopping.is_set():
                 try:
-                    await self._take_until_stopped(grace_s)
+                    await self._be_member(grace_s)
                 except BrokerUnavailable as error:
                     log.warning("broker away", error=str(error), topic=self._topic)
                     self.joined.clear()
                     await asyncio.sleep(_RETRY_S)
+                if not self._fit.is_set():
+                    log.error("left the group", topic=self._topic, in_flight=self.in_flight)
+                    await self._fit.wait()
             await self._finish(grace_s)
         finally:
             await self._finish(0.0)
 
-    async def _take_until_stopped(self, grace_s: float) -> None:
-        async with AsyncExitStack() as stack:
-            subscription = await self._join(stack)
-            if subscription is None:
-                return
-            self.joined.set()
+    async def _be_member(self, grace_s: float) -> None:
+        """Joins the group, which may take until the broker is back, and takes until `stop` or `shed`."""
+        try:
+            async with (
+                asyncio.timeout(None) as self._membership,
+                self._broker.subscribe(self._topic, self._group) as subscription,
+            ):
+                self.joined.set()
+                await self._take_until_stopped(subscription)
+                if not self._early:
+                    await self._finish(grace_s)
+        except TimeoutError:
+            if self._membership is None or not self._membership.expired():
+                raise  # not by us
+            self.joined.clear()
+        finally:
+            self._membership = None
+
+    def _end_membership(self) -> None:
+        if self._membership is not None and not self._membership.expired():
+            self._membership.reschedule(0.0)
+
+    async def _take_until_stopped(self, subscription: Subscription) -> None:
+        with self._progress.calling(f"taking from {self._topic}", calls=2, pause_s=_TURN_S) as turn:
             while not self._stopping.is_set():
+                self._progress.moved(turn)
                 free = self._concurrency - len(self._running)
                 if free <= 0 or not self._intake.is_set():
                     await self._wait_to_take(free)
@@ -95,18 +132,6 @@ class Engine:
                     continue
                 for delivery in await subscription.take(free, _TAKE_S):
                     self._start(delivery)
-            if not self._early:
-                await self._finish(grace_s)
-
-    async def _join(self, stack: AsyncExitStack) -> Subscription | None:
-        """A member of the group until `stack` is left; None if `stop` was called while the broker was away."""
-        try:
-            async with asyncio.timeout(None) as self._joining:
-                return await stack.enter_async_context(self._broker.subscribe(self._topic, self._group))
-        except TimeoutError:
-            return None
-        finally:
-            self._joining = None
 
     def _start(self, delivery: Delivery) -> None:
         task = asyncio.create_task(self._supervise(delivery))

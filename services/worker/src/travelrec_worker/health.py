@@ -9,18 +9,26 @@ from aiohttp import web
 
 from travelrec.health import Probes
 from travelrec.metrics import exposition
+from travelrec_worker.progress import Progress
 
 
 @asynccontextmanager
-async def served(probes: Probes, host: str, port: int) -> AsyncIterator[None]:
+async def served(probes: Probes, progress: Progress, host: str, port: int) -> AsyncIterator[None]:
     """Serves until left; raises `OSError` when the port is taken."""
 
+    def stuck() -> dict[str, object]:
+        hanging = progress.hanging
+        named = [{"what": w.what, "uid": w.uid, "for_s": round(progress.now - w.since)} for w in hanging]
+        return {"status": "stuck", "hanging": named} if hanging else {}
+
     async def healthz(_: web.Request) -> web.Response:
-        return web.json_response({"status": "ok"})
+        body = {"status": "ok", **stuck()}
+        return web.json_response(body, status=503 if "hanging" in body else 200)
 
     async def readyz(_: web.Request) -> web.Response:
         ready, body = await probes.readiness()
-        return web.json_response(body, status=200 if ready else 503)
+        body |= stuck()
+        return web.json_response(body, status=200 if ready and "hanging" not in body else 503)
 
     async def metrics(request: web.Request) -> web.Response:
         body, content_type = exposition(request.headers.get("Accept", ""))

@@ -51,6 +51,7 @@ from travelrec.wire import (
 from travelrec_worker.coalescing import Coalescer
 from travelrec_worker.gate import Gate, Place, Shut
 from travelrec_worker.leases import Leases
+from travelrec_worker.progress import Progress
 from travelrec_worker.story import Story
 
 log = structlog.get_logger(__name__)
@@ -86,6 +87,7 @@ class Jobs:
         gate: Gate,
         kinds: Mapping[str, Kind],
         leases: Leases,
+        progress: Progress,
         *,
         concurrency: int,
         retry: RetryPolicy,
@@ -98,6 +100,7 @@ class Jobs:
         self._gate = gate
         self._kinds = kinds
         self._leases = leases
+        self._progress = progress
         self._retry = retry
         self._model_timeout_s = model_timeout_s
         self._deadline_s = deadline_s
@@ -105,7 +108,7 @@ class Jobs:
         for kind in kinds:  # from 0 on, so that the first of them is an increase
             for status in (Status.COMPLETED, Status.FAILED):
                 metrics.FINISHED.labels(kind, status.value)
-        self._coalescer = Coalescer(store)
+        self._coalescer = Coalescer(store, progress)
         self._ahead = asyncio.Semaphore(concurrency + -(-concurrency // _AHEAD))
         self._claims: Batcher[str, Job | None] = Batcher(self._claim_all, grow=16)
         self._settlements: Batcher[_Ended, bool] = Batcher(self._settle_all, grow=16)
@@ -217,9 +220,9 @@ class Jobs:
     async def _run(self, job: Job, model: Place, story: Story) -> Outcome:
         """What running `job` came to; decides, and writes nothing. Raises `NotTheJobsFault`."""
         try:
+            run = self._kinds[job.kind].run(job.params, model, self._model_timeout_s)
             # the net below a kind that does not keep to its time: one that does ends with the model's own error
-            async with asyncio.timeout(self._model_timeout_s * 1.1):
-                result = await self._kinds[job.kind].run(job.params, model, self._model_timeout_s)
+            result = await self._progress.within(self._model_timeout_s * 1.1, "run", job.uid, run)
         except NotTheJobsFault:
             raise
         except Never as error:
@@ -311,7 +314,8 @@ class Jobs:
         while True:
             now = time.time()
             try:
-                won = await self._store.claim(uids, token, now, now + self._leases.lease_s)
+                with self._progress.calling("claiming", calls=4):
+                    won = await self._store.claim(uids, token, now, now + self._leases.lease_s)
             except StoreUnavailable as error:  # the claim may stand: asking again with its token finds it
                 log.warning("not claimed yet", jobs=len(uids), error=str(error))
                 await asyncio.sleep(_STORE_RETRY_S)
@@ -323,7 +327,8 @@ class Jobs:
     async def _settle_all(self, ended: list[_Ended]) -> list[bool]:
         settlements = [Settlement(each.job.uid, each.job.token or "", each.outcome) for each in ended]
         now = time.time()
-        stood = await self._store.settle(settlements, now)
+        with self._progress.calling("settling", calls=3):
+            stood = await self._store.settle(settlements, now)
         for job, outcome, trace in ended:
             if job.uid not in stood:
                 metrics.LOST_LEASES.inc()

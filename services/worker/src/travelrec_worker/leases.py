@@ -13,6 +13,7 @@ from travelrec import metrics
 from travelrec.errors import StoreUnavailable
 from travelrec.job import Job
 from travelrec.ports import Store
+from travelrec_worker.progress import Progress
 
 log = structlog.get_logger(__name__)
 
@@ -22,8 +23,9 @@ _AGAIN_S = 0.25
 class Leases:
     """Who runs what here. A run whose job is lost or cancelled is stopped: its result would not count."""
 
-    def __init__(self, store: Store, lease_s: float) -> None:
+    def __init__(self, store: Store, lease_s: float, progress: Progress) -> None:
         self._store = store
+        self._progress = progress
         self.lease_s = lease_s
         self._held: dict[str, tuple[str, asyncio.Task[object] | None]] = {}  # no task: its run is over
         self._abandoned: set[asyncio.Task[object]] = set()
@@ -63,8 +65,9 @@ class Leases:
         """Renews what is held, three times a lease, until cancelled; at once when a store that was away is back."""
         pause_s = self.lease_s / 3
         while True:
-            await asyncio.sleep(pause_s)
-            renewed = await self._renew()
+            with self._progress.calling("renewing leases", calls=2, pause_s=pause_s):
+                await asyncio.sleep(pause_s)
+                renewed = await self._renew()
             pause_s = self.lease_s / 3 if renewed else min(_AGAIN_S, self.lease_s / 3)
 
     async def _renew(self) -> bool:

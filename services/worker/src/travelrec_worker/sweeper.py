@@ -14,6 +14,7 @@ from travelrec.errors import BrokerUnavailable, Unavailable
 from travelrec.job import Phase
 from travelrec.ports import Broker, Store
 from travelrec.wire import JOBS_GROUP, JOBS_TOPIC, QUEUED_S
+from travelrec_worker.progress import Progress
 
 log = structlog.get_logger(__name__)
 
@@ -23,26 +24,29 @@ _RETAKE_S = 10.0  # when a sweeper that took a job and died is followed by anoth
 _CLOCKS_S = 2.0  # what the clocks of broker and API may differ by
 _HELD_S = 600.0  # the longest time between two looks at a job that waits in the broker
 _BATCH = 500
+_CALLS = 14  # of the store and the broker in one turn, at the most
 
 
 class Sweeper:
     """Looks at every job whose `due_at` has passed."""
 
-    def __init__(self, store: Store, broker: Broker) -> None:
+    def __init__(self, store: Store, broker: Broker, progress: Progress) -> None:
         self._store = store
         self._broker = broker
+        self._progress = progress
 
     async def run(self) -> None:
         """Sweeps until cancelled."""
         purged_at = time.monotonic()
         while True:
             try:
-                while await self.sweep(time.time()) == _BATCH:
-                    pass
-                if time.monotonic() - purged_at > _PURGE_EVERY_S:
-                    purged_at = time.monotonic()
-                    while await self.purge(time.time()) == _BATCH:
-                        pass
+                with self._progress.calling("sweeping", calls=_CALLS) as turn:
+                    while await self.sweep(time.time()) == _BATCH:
+                        self._progress.moved(turn)
+                    if time.monotonic() - purged_at > _PURGE_EVERY_S:
+                        purged_at = time.monotonic()
+                        while await self.purge(time.time()) == _BATCH:
+                            self._progress.moved(turn)
             except Unavailable as error:
                 log.warning("sweeper waits", neighbour=error.name, error=str(error))
                 await self._broker_back(error)
@@ -90,7 +94,8 @@ class Sweeper:
         while isinstance(error, BrokerUnavailable):
             await asyncio.sleep(_EVERY_S)
             try:
-                await self._broker.ping()
+                with self._progress.calling("asking for the broker", calls=1):
+                    await self._broker.ping()
             except BrokerUnavailable:
                 continue
             return

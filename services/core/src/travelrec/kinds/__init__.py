@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 
 from travelrec.job import Json, Params
@@ -17,7 +17,7 @@ class Kind:
     """What a worker needs to know of a kind."""
 
     run: Callable[
-        [Params, Model, float], Awaitable[Mapping[str, Json]]
+        [Params, Model, float], Coroutine[object, object, Mapping[str, Json]]
     ]  # within so many seconds; raises `ModelError`
     key: Callable[[Params], str]  # jobs of one key have one answer
     fresh_s: float  # how long an answer serves later jobs of its key, in seconds
