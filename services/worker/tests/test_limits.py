@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from travelrec.retry import Allowance, RetryPolicy, allowance
-from travelrec_worker.limits import NEVER, Breaker, Concurrency, Pace, Sent, State
+from travelrec_worker.limits import NEVER, Breaker, Concurrency, Guard, Pace, Run, Sent, State
 
 BACKOFF = RetryPolicy(base_s=1.0, cap_s=30.0)
 
@@ -214,3 +214,118 @@ def test_headers_are_read_in_every_form() -> None:
         assert told(unreadable) is None
     assert told("1s", remaining="-1") is None
     assert allowance({}) is None
+
+
+# --- the guard ----------------------------------------------------------------------------------------
+
+
+def guard(last: int = 30, alike: float = 0.95, probes: int = 10, seed: int = 1) -> Guard:
+    return Guard(
+        RetryPolicy(base_s=0.5, cap_s=30.0), last=last, alike=alike, probes=probes, rng=random.Random(seed)
+    )
+
+
+@given(st.lists(st.sampled_from(["", "", "a", "a", "a", "a", "a", "b"]), max_size=300), st.integers(2, 12))
+def test_a_guard_opens_when_nearly_all_failed_alike_and_not_before(ends: list[str], last: int) -> None:
+    """It opens at the failure with which 19 of 20 of the last jobs failed for one reason; that one does not stand."""
+    watched = guard(last)
+    for number, why in enumerate(ends):
+        run = watched.let_in(number)
+        recent = ends[max(0, number + 1 - last) : number + 1]
+        enough = bool(why) and recent.count(why) >= 0.95 * last
+        if why:
+            assert watched.failed(run, why, number, final=True) is not enough
+        else:
+            watched.completed(run)
+        assert (watched.state is State.OPEN) is enough
+        if enough:
+            return
+
+
+@given(
+    st.lists(st.sampled_from(["fail", "attempt", "lost"]), max_size=400), st.integers(1, 50), st.integers()
+)
+def test_where_everything_fails_only_a_window_of_failures_stands(
+    ends: list[str], in_flight: int, seed: int
+) -> None:
+    """However many run at once and however they end, no more stand; probes go on, some at a time, ever more rarely."""
+    watched, now, standing, running, probing = guard(seed=seed), 0.0, 0, [], 0
+    for end in ends:
+        while len(running) < in_flight and watched.next_at() <= now:
+            running.append(watched.let_in(now))
+            probing = sum(run.probe == watched._round for run in running)
+            assert watched.state is State.CLOSED or probing <= 10
+        if not running:
+            assert watched.next_at() - now <= BACKOFF.cap_s, "somebody is let in some time"
+            now = max(now, watched.next_at())
+            continue
+        now += 0.01
+        run = running.pop(0)
+        match end:
+            case "fail":
+                standing += watched.failed(run, "a", now, final=True)
+            case "attempt":
+                assert watched.failed(run, "a", now, final=False) is (watched.state is State.CLOSED)
+            case "lost":
+                watched.unknown(run)
+    assert standing <= 28
+
+
+def test_a_success_closes_the_guard_unless_it_began_before_the_trouble() -> None:
+    """What was on its way when the jobs began to fail says nothing; what began later does, a probe or not."""
+    watched = guard()
+    early = [watched.let_in(0.0) for _ in range(2)]
+    failing = [watched.let_in(1.0 + n / 100) for n in range(29)]
+    late = watched.let_in(3.0)
+    assert [watched.failed(run, "a", 4.0, final=True) for run in failing] == [True] * 28 + [False]
+    for run in early:
+        watched.completed(run)
+    assert watched.state is State.OPEN
+    watched.completed(late)
+    assert watched.state is State.CLOSED
+    assert watched.failed(Run(5.0), "a", 6.0, final=True), "it begins to count anew"
+
+
+def test_a_guard_lets_a_few_probe_and_closes_at_the_first_success() -> None:
+    """Ten at a time, the next ten after a wait, and after one success everybody."""
+    watched, now = guard(), 0.0
+    for _ in range(29):
+        watched.failed(watched.let_in(now), "a", now, final=True)
+    for _ in range(3):
+        assert now <= watched.next_at() < NEVER
+        now = watched.next_at()
+        probes = [watched.let_in(now) for _ in range(10)]
+        assert watched.next_at() == NEVER
+        watched.unknown(probes[0])
+        assert watched.next_at() <= now
+        probes[0] = watched.let_in(now)
+        for run in probes:
+            assert watched.state is State.PROBING
+            assert not watched.failed(run, "a", now, final=True)
+        assert watched.state is State.OPEN
+    now = watched.next_at()
+    watched.completed(watched.let_in(now))
+    assert (watched.state, watched.next_at() <= now) == (State.CLOSED, True)
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.floats(0.5, 0.9), st.integers(5, 200), st.integers(0, 2**32))
+def test_poison_among_good_jobs_holds_them_up_hardly_ever(poison: float, in_flight: int, seed: int) -> None:
+    """With one always-failing job to each good one nobody waits, and with nine hardly anybody."""
+    rng, watched = random.Random(seed), guard(seed=seed)
+    now, waited, running, number = 0.0, 0.0, [], 0
+    for _ in range(2000):
+        while len(running) < in_flight and watched.next_at() <= now:
+            number += 1
+            heappush(running, (now + rng.uniform(0.2, 0.4), number, watched.let_in(now)))
+        before = now
+        if not running:
+            now = watched.next_at()
+            waited += now - before
+            continue
+        now, _, run = heappop(running)
+        if rng.random() < poison:
+            watched.failed(run, "a", now, final=True)
+        else:
+            watched.completed(run)
+    assert waited <= (0.5 if poison > 0.8 else 0.02) * now

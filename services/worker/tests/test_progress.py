@@ -1,6 +1,7 @@
 """What counts as work, when it hangs, and what a worker does about it."""
 
 import asyncio
+import itertools
 import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -45,18 +46,22 @@ def logs() -> Iterator[list[dict[str, object]]]:
 
 
 class Deaf:
-    """A call that takes no cancellation; ends when it may `go`."""
+    """A call that takes no cancellation but a second one, that of a test that fails; ends when it may `go`."""
 
     def __init__(self) -> None:
         self.go = asyncio.Event()
         self.cancels = 0
+        self.running = False
 
     async def __call__(self) -> str:
+        self.running = True
         while not self.go.is_set():
             try:
                 await self.go.wait()
             except asyncio.CancelledError:
                 self.cancels += 1
+                if self.cancels > 1:
+                    raise
         return "late"
 
 
@@ -295,6 +300,30 @@ async def test_a_kind_that_hangs_costs_an_attempt_and_is_told(
         await eventually(lambda: [line for line in logs if line["event"] == "hangs no more"])
     (hung,) = [line for line in logs if line["event"] == "hangs"]
     assert (hung["what"], hung["uid"]) == ("run", led)
+
+
+async def test_a_probe_that_hangs_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the breaker waits for a probe that can't be stopped, another job probes, and the provider is back."""
+    monkeypatch.setattr(gate, "_BACKOFF", RetryPolicy(base_s=0.02, cap_s=0.02))
+    world, deaf = World(), Deaf()
+    good, calls = world.model.ask, itertools.count()
+
+    async def ask(question: Question, timeout_s: float) -> object:
+        match next(calls):
+            case 0:
+                raise BadKey("The key is wrong.")
+            case 1:
+                return await deaf()
+        return await good(question, timeout_s)
+
+    monkeypatch.setattr(world.model, "ask", ask)
+    async with world.worker(model_timeout_s=0.05, worker_concurrency=1):
+        hung = await world.accept("Peru")
+        await eventually(lambda: deaf.running)
+        other = await world.accept("Kenya")
+        await eventually(lambda: world.job(other).status is Status.COMPLETED)
+        assert world.job(hung).tries
+        deaf.go.set()
 
 
 async def test_a_blocked_loop_is_told_once(logs: list[dict[str, object]]) -> None:

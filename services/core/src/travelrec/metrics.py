@@ -112,8 +112,20 @@ BREAKER = Gauge(
     ["provider"],
     multiprocess_mode="livemax",
 )
+GUARD = Gauge(
+    "travelrec_guard",
+    "Guard before all runs: 0 closed, 1 probes are on their way, 2 open, because nearly all jobs failed alike.",
+    multiprocess_mode="livemax",
+)
+HELD = Counter(
+    "travelrec_jobs_held_total",
+    "Failures that did not count because nearly all jobs failed alike.",
+    ["reason"],
+)
 PAUSES = Counter(
-    "travelrec_intake_pauses_total", "Times that no more jobs were taken because of the provider.", ["reason"]
+    "travelrec_intake_pauses_total",
+    "Times that no more jobs were taken: the provider (breaker, rate limit), or the guard.",
+    ["reason"],
 )
 
 # --- what stands in the store and the broker: every worker looks, and all say the same; take the maximum --

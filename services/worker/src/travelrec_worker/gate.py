@@ -2,8 +2,8 @@
 
 Each provider has a concurrency (AIMD), a pace (its headers) and a breaker, see `limits`. A run waits here for a
 place, then makes its calls through it. The second provider is asked while the first one's breaker is open, and in the
-first one's stead after a failure that may be its own. Nothing here polls: a timer runs only while somebody waits for a
-moment that is known.
+first one's stead after a failure that may be its own. Before all of them stands the guard, which sees how the runs
+end. Nothing here polls: a timer runs only while somebody waits for a moment that is known.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from types import TracebackType
 
 import structlog
@@ -22,12 +23,16 @@ from travelrec.errors import ModelBusy, ModelError, ModelTimeout, NotTheJobsFaul
 from travelrec.ports import Answer, Model, Question
 from travelrec.prices import Price
 from travelrec.retry import RetryPolicy
-from travelrec_worker.limits import NEVER, Breaker, Concurrency, Pace, Sent, State
+from travelrec_worker.limits import NEVER, Breaker, Concurrency, Guard, Pace, Run, Sent, State
 
 log = structlog.get_logger(__name__)
 
 _BACKOFF = RetryPolicy(base_s=1.0, cap_s=30.0)
 _FAILURES_IN_A_ROW = 10
+_GUARD_BACKOFF = RetryPolicy(base_s=0.5, cap_s=300.0)
+_LAST = 30  # jobs, by which the guard judges
+_ALIKE = 0.95  # of them must have failed alike
+_PROBES = 10
 _FIRST_SHARE = 0.6  # of a run's time for the first provider, where there is a second
 _PATIENCE_S = 30.0  # then the jobs that wait at a gate that is shut go back, for workers that have a provider
 _TIMERS_S = 0.001  # a loop's timer may come so much early
@@ -79,6 +84,10 @@ class Provider:
         if unsent is not None:
             self._pace.unsent()
             self._breaker.unknown(unsent, now)
+
+    def give_up(self, sent: Sent, now: float) -> None:
+        """Its run has left, and yet the call goes on: it hangs, and tells nothing of the provider."""
+        self._breaker.unknown(sent, now)
 
     def send(self, now: float) -> Sent:
         """Counts a call that is about to be made."""
@@ -146,6 +155,17 @@ class Provider:
             metrics.BREAKER.labels(self.name).set(self._breaker.state)
 
 
+@dataclass(slots=True)
+class Turn:
+    """What a run was let in with: a call that it may make of a provider, and what the guard is to be told of."""
+
+    provider: Provider
+    unsent: Sent | None
+    run: Run | None
+    asking: Sent | None = None
+    left: bool = False
+
+
 class Gate:
     """Lets runs in, `ceiling` at the most; `intake` is set while more work is of use.
 
@@ -160,10 +180,11 @@ class Gate:
             Provider(name, model, ceiling, *known)
             for name, model, known in zip(names, models, called, strict=False)
         ]
+        self.guard = Guard(_GUARD_BACKOFF, last=_LAST, alike=_ALIKE, probes=_PROBES)
         self.intake = asyncio.Event()
         self.intake.set()
         self._ceiling = ceiling
-        self._waiting: deque[asyncio.Future[tuple[Provider, Sent]]] = deque()
+        self._waiting: deque[asyncio.Future[Turn]] = deque()
         self._shut_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = NEVER
@@ -172,7 +193,7 @@ class Gate:
         """A place in turn, or before all others for a run that was let in `again`; see `Place`."""
         return Place(self, within_s, again)
 
-    async def enter(self, within_s: float, again: bool) -> tuple[Provider, Sent]:
+    async def enter(self, within_s: float, again: bool) -> Turn:
         """Waits for a turn; raises `Shut`, or `TimeoutError` when there was none in time."""
         now = time.monotonic()
         if within_s <= 0:
@@ -184,8 +205,8 @@ class Gate:
         if not self._waiting:
             at, provider = self._next(now)
             if provider is not None and at <= now:
-                return provider, provider.enter(now)
-        turn: asyncio.Future[tuple[Provider, Sent]] = asyncio.get_running_loop().create_future()
+                return self._let_in(provider, now)
+        turn: asyncio.Future[Turn] = asyncio.get_running_loop().create_future()
         if again:
             self._waiting.appendleft(turn)
         else:
@@ -196,13 +217,39 @@ class Gate:
                 return await turn
         except BaseException:
             if turn.done() and not turn.cancelled() and turn.exception() is None:
-                self.leave(*turn.result())
+                self.leave(turn.result())
             raise
 
-    def leave(self, provider: Provider, unsent: Sent | None) -> None:
+    def leave(self, turn: Turn) -> None:
         """A run has ended; lets the next ones in."""
-        provider.leave(unsent, time.monotonic())
+        now = time.monotonic()
+        turn.left = True
+        turn.provider.leave(turn.unsent, now)
+        if turn.asking is not None:
+            turn.provider.give_up(turn.asking, now)
+        if turn.run is not None:
+            self.guard.unknown(turn.run)
         self.turn()
+
+    def completed(self, run: Run) -> None:
+        """The run had a result."""
+        was = self.guard.state
+        self.guard.completed(run)
+        if self.guard.state is not was:
+            log.info("jobs succeed again")
+            metrics.GUARD.set(self.guard.state)
+
+    def failed(self, run: Run, why: str, *, final: bool) -> bool:
+        """The run failed, or only its attempt did. Whether that stands."""
+        was = self.guard.state
+        stands = self.guard.failed(run, why, time.monotonic(), final=final)
+        if self.guard.state is not was:
+            if was is State.CLOSED:
+                log.error(
+                    "nearly all jobs fail alike: none is failed for it, and no more are taken", error=why
+                )
+            metrics.GUARD.set(self.guard.state)
+        return stands
 
     def turn(self) -> None:
         """Lets in who may go, and sets the time for the next look."""
@@ -215,21 +262,28 @@ class Gate:
             next_at, provider = self._next(now)
             if provider is None or next_at > now:
                 break
-            self._waiting.popleft().set_result((provider, provider.enter(now)))
-        shut_until = min(provider.shut_until for provider in self.providers)
+            self._waiting.popleft().set_result(self._let_in(provider, now))
+        shut_until = max(self.guard.next_at(), min(provider.shut_until for provider in self.providers))
         if shut_until > now:
             self._pause(now)
         else:
             self.intake.set()
         self._look_again(now, next_at if self._waiting else shut_until)
 
+    def _let_in(self, provider: Provider, now: float) -> Turn:
+        run = self.guard.let_in(now)
+        if run.probe:
+            metrics.GUARD.set(self.guard.state)
+        return Turn(provider, provider.enter(now), run)
+
     def _next(self, now: float) -> tuple[float, Provider | None]:
         """When a call may be sent next, and to whom; a time that has passed means now."""
         soonest: tuple[float, Provider | None] = (NEVER, None)
         if sum(provider.in_flight for provider in self.providers) >= self._ceiling:
             return soonest
+        guarded = self.guard.next_at()
         for provider in self.providers:
-            at = provider.next_at(now)
+            at = max(guarded, provider.next_at(now))
             if at <= now:
                 return at, provider
             if at < soonest[0]:
@@ -243,7 +297,8 @@ class Gate:
             self.intake.clear()
             self._shut_at = now
             broken = all(provider.broken for provider in self.providers)
-            metrics.PAUSES.labels("breaker" if broken else "rate limit").inc()
+            guarded = self.guard.state is not State.CLOSED
+            metrics.PAUSES.labels("guard" if guarded else "breaker" if broken else "rate limit").inc()
         if now - self._shut_at >= _PATIENCE_S:
             while len(self._waiting) > 1:  # the first one stays, to probe
                 waiting = self._waiting.pop()
@@ -269,25 +324,38 @@ class Gate:
 
 
 class Place:
-    """A run's place at the gate while it is entered, and the `ports.Model` that the run calls there."""
+    """A run's place at the gate while it is entered, and the `ports.Model` that the run calls there.
+
+    Before it leaves, the run says what it came to: `completed`, `failed`, or nothing if it was stopped.
+    """
 
     def __init__(self, gate: Gate, within_s: float, again: bool) -> None:
         self._gate = gate
         self._within_s = within_s
         self._again = again
-        self._provider = gate.providers[0]
-        self._sent: Sent | None = None
+        self._turn = Turn(gate.providers[0], None, None)
         self.input_tokens = 0  # of all answers that were had here
         self.output_tokens = 0
 
     async def __aenter__(self) -> Place:
-        self._provider, self._sent = await self._gate.enter(self._within_s, self._again)
+        self._turn = await self._gate.enter(self._within_s, self._again)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._gate.leave(self._provider, self._sent)
+        self._gate.leave(self._turn)
+
+    def completed(self) -> None:
+        """The run had a result."""
+        if self._turn.run is not None:
+            self._gate.completed(self._turn.run)
+            self._turn.run = None
+
+    def failed(self, why: str, *, final: bool) -> bool:
+        """The run, or only its attempt, failed. Whether that stands, or is to cost nothing while all fail alike."""
+        run, self._turn.run = self._turn.run, None
+        return run is None or self._gate.failed(run, why, final=final)
 
     async def ask(self, question: Question, timeout_s: float) -> Answer:
         """See `ports.Model`. All providers that are asked share `timeout_s`."""
@@ -298,9 +366,17 @@ class Place:
 
     async def _answer(self, question: Question, timeout_s: float) -> Answer:
         began = time.monotonic()
-        provider, sent = self._provider, self._sent or self._provider.send(began)
-        self._sent = None
-        standby = self._standby(began)
+        sent = self._turn.unsent or self._turn.provider.send(began)
+        self._turn.unsent, self._turn.asking = None, sent
+        try:
+            return await self._ask(question, timeout_s, sent, began)
+        finally:
+            self._turn.asking = None
+            if self._turn.left:  # a call that could not be stopped when its run was
+                self._gate.turn()
+
+    async def _ask(self, question: Question, timeout_s: float, sent: Sent, began: float) -> Answer:
+        provider, standby = self._turn.provider, self._standby(began)
         if standby is None:
             return await provider.ask(question, timeout_s, sent)
         try:
@@ -324,4 +400,4 @@ class Place:
 
     def _standby(self, now: float) -> Provider | None:
         provider = self._gate.providers[-1]
-        return None if provider is self._provider or provider.broken else provider
+        return None if provider is self._turn.provider or provider.broken else provider

@@ -192,9 +192,10 @@ class Jobs:
             while True:
                 left_s = job.created_at + self._deadline_s - time.time()
                 try:
-                    async with self._gate.place(left_s, again=bool(trouble)) as model:
+                    async with self._gate.place(left_s, again=bool(trouble)) as place:
                         with metrics.IN_FLIGHT.track_inprogress():
-                            return _traced(await self._run(job, model, story), trace)
+                            outcome = await self._run(job, place, story)
+                        return _traced(self._guarded(job, outcome, place), trace)
                 except NotTheJobsFault as error:
                     trouble = f"{error} "
                     metrics.RETRIED.labels(error.title).inc()
@@ -202,6 +203,19 @@ class Jobs:
                     return HandedBack()
                 except TimeoutError:
                     return _traced(_too_late(trouble), trace)
+
+    def _guarded(self, job: Job, outcome: Outcome, place: Place) -> Outcome:
+        """The `outcome`; a failure costs nothing while nearly all jobs fail alike, and is looked at again later."""
+        match outcome:
+            case Completed():
+                place.completed()
+            case Failed(Try() as last) | Retry(_, Try() as last):
+                if not place.failed(last.error, final=isinstance(outcome, Failed)):
+                    metrics.HELD.labels(last.error).inc()
+                    due_at = outcome.due_at if isinstance(outcome, Retry) else 0.0
+                    later = max(due_at, time.time() + self._gate.guard.wait_s)
+                    return Retry(min(later, job.created_at + self._deadline_s))
+        return outcome
 
     def _without_run(self, job: Job) -> Outcome | None:
         """The outcome of a job that is not to be run (again) here."""

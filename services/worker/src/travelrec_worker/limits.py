@@ -1,11 +1,13 @@
-"""How many model calls at once, how fast, and whether at all: what a provider's answers teach; pure arithmetic.
+"""How many model calls at once, how fast, and whether at all: what answers and ends teach; pure arithmetic.
 
 Times are seconds of one clock that never goes back, and are given by the caller.
 """
 
 from __future__ import annotations
 
+import math
 import random
+from collections import deque
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -133,7 +135,7 @@ class Pace:
 
 
 class State(IntEnum):
-    """Of a breaker."""
+    """Of a breaker or a guard."""
 
     CLOSED = 0
     PROBING = 1
@@ -187,3 +189,88 @@ class Breaker:
         """The call came to nothing, so another may be the probe at once."""
         if sent.probe:
             self.state, self._until = State.OPEN, now
+
+
+class Run(NamedTuple):
+    """A job that was let in: since when, and in which round of probes, if it is one."""
+
+    at: float
+    probe: int = 0
+
+
+class Guard:
+    """Opens when nearly all of the `last` jobs failed `alike`; then `probes` jobs at a time show whether they still do.
+
+    A breaker of jobs, where `Breaker` is one of calls: a bad release fails them although its provider answers. While
+    it is open no failure stands, so that a backlog is not failed with what nobody but we are to blame for.
+    """
+
+    def __init__(
+        self, backoff: RetryPolicy, *, last: int, alike: float, probes: int, rng: random.Random | None = None
+    ) -> None:
+        self._backoff = backoff
+        self._rng = rng
+        self._ended: deque[tuple[str | None, float]] = deque(maxlen=last)  # why it failed, and when it began
+        self._enough = math.ceil(last * alike)
+        self._probes = probes
+        self._round = self._openings = self._unsent = self._out = 0
+        self._first_at = NEVER
+        self._until = -NEVER
+        self.wait_s = 0.0
+        self.state = State.CLOSED
+
+    def next_at(self) -> float:
+        """From when on a job may be let in: at any time, as a probe of the next round, or only after this one's end."""
+        if self.state is State.PROBING:
+            return -NEVER if self._unsent else NEVER
+        return self._until
+
+    def let_in(self, now: float) -> Run:
+        """A job is let in, as a probe if one is due."""
+        if self.state is State.OPEN and now >= self._until:
+            self.state, self._until = State.PROBING, -NEVER
+            self._round += 1
+            self._unsent, self._out = self._probes, 0
+        if self.state is not State.PROBING or not self._unsent:
+            return Run(now)
+        self._unsent, self._out = self._unsent - 1, self._out + 1
+        return Run(now, self._round)
+
+    def completed(self, run: Run) -> None:
+        """The job succeeded. One that began before the first of the failures says nothing of what came after."""
+        if self.state is State.CLOSED:
+            self._ended.append((None, run.at))
+        elif run.at > self._first_at:
+            self.state, self._until = State.CLOSED, -NEVER
+            self._openings = 0
+            self._ended.clear()
+
+    def failed(self, run: Run, why: str, now: float, *, final: bool) -> bool:
+        """The job failed, or its attempt did if that was not the `final` one. Whether that stands."""
+        if self.state is State.CLOSED:
+            if not final:
+                return True
+            self._ended.append((why, run.at))
+            began = [at for other, at in self._ended if other == why]
+            if len(began) < self._enough:
+                return True
+            self._first_at = min(began)
+            self._open(now)
+        elif self._is_out(run):
+            self._out -= 1
+            if not self._unsent and not self._out:
+                self._open(now)
+        return False
+
+    def unknown(self, run: Run) -> None:
+        """The job came to nothing, so another may be let in instead."""
+        if self._is_out(run):
+            self._unsent, self._out = self._unsent + 1, self._out - 1
+
+    def _is_out(self, run: Run) -> bool:
+        return self.state is State.PROBING and run.probe == self._round
+
+    def _open(self, now: float) -> None:
+        self._openings += 1
+        self.wait_s = self._backoff.delay_s(self._openings, rng=self._rng)
+        self.state, self._until = State.OPEN, now + self.wait_s

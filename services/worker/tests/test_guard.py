@@ -1,0 +1,171 @@
+"""The guard in a worker: a backlog is not failed because a release, a model or a prompt is bad."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from functools import partial
+
+import pytest
+import structlog
+from prometheus_client import REGISTRY
+
+from support import eventually
+from support.worker import World
+from travelrec.errors import BadModelRequest, BrokenOutput, ModelError, Refused
+from travelrec.job import Job, Phase, Status
+from travelrec.ports import Answer, Question
+from travelrec.retry import RetryPolicy
+from travelrec_worker import app, engine, gate, jobs, sweeper
+
+pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(60)]
+
+STANDING = 28  # failures, of the last thirty jobs, before one more opens the guard
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "RetryPolicy", partial(RetryPolicy, base_s=0.02, cap_s=0.05))
+    monkeypatch.setattr(engine, "_TAKE_S", 0.02)
+    monkeypatch.setattr(jobs, "_STORE_RETRY_S", 0.02)
+    monkeypatch.setattr(sweeper, "_EVERY_S", 0.02)
+    monkeypatch.setattr(gate, "_GUARD_BACKOFF", RetryPolicy(base_s=0.05, cap_s=0.2))
+    monkeypatch.setattr(gate, "_PATIENCE_S", 0.2)
+
+
+@pytest.fixture
+def logs() -> Iterator[list[dict[str, object]]]:
+    with structlog.testing.capture_logs() as logs:
+        yield logs  # type: ignore[misc]
+
+
+class Bench:
+    """A worker whose model fails for the countries that are `bad`, or for all."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.all_bad = False
+        self.error: ModelError | None = BadModelRequest("The model's name is wrong.")
+        self._good = world.model.ask
+        world.model.ask = self.ask  # type: ignore[method-assign]
+        self.calls = 0
+
+    async def ask(self, question: Question, timeout_s: float) -> Answer:
+        self.calls += 1
+        await asyncio.sleep(0.01)
+        if self.error is not None and (self.all_bad or "Country: bad" in question.user):
+            raise self.error
+        return await self._good(question, timeout_s)
+
+    async def accept(self, *countries: str) -> list[str]:
+        return [await self.world.accept(country) for country in countries]
+
+    def of(self, uids: list[str]) -> list[Job]:
+        return [self.world.job(uid) for uid in uids]
+
+    def failed(self, uids: list[str]) -> int:
+        return sum(job.status is Status.FAILED for job in self.of(uids))
+
+    async def completed(self, uids: list[str]) -> None:
+        def all_of_them() -> bool:
+            left = [job for job in self.of(uids) if job.status is not Status.COMPLETED]
+            assert not left, (len(left), left[0])
+            return True
+
+        await eventually(all_of_them, 30)
+
+
+@asynccontextmanager
+async def working(**settings: object) -> AsyncIterator[Bench]:
+    world = World()
+    bench = Bench(world)
+    given = {"worker_concurrency": 20, "recommendation_cache_ttl_s": 0.0, **settings}
+    async with world.worker(**given):
+        yield bench
+
+
+def names(count: int, prefix: str = "place") -> list[str]:
+    return [f"{prefix} {number}" for number in range(count)]
+
+
+async def test_a_backlog_survives_what_fails_every_job(logs: list[dict[str, object]]) -> None:
+    """A few are failed; the others wait at no cost until jobs succeed again, and then all complete."""
+    async with working() as bench:
+        bench.all_bad = True
+        uids = await bench.accept(*names(300))
+        await eventually(lambda: bench.calls > 2 * STANDING + 30, 30)
+        assert bench.failed(uids) <= STANDING
+        assert len(bench.world.broker.dead) == bench.failed(uids)
+        assert all(job.tries == () for job in bench.of(uids) if not job.ended)
+        assert REGISTRY.get_sample_value("travelrec_guard") in (1.0, 2.0)
+        bench.error = None
+        left = [uid for uid in uids if not bench.world.job(uid).ended]
+        await bench.completed(left)
+        assert bench.failed(uids) <= STANDING
+        assert REGISTRY.get_sample_value("travelrec_guard") == 0.0
+    told = [line for line in logs if "fail alike" in str(line["event"])]
+    assert [(line["error"], line["log_level"]) for line in told] == [("Model rejected the request", "error")]
+    assert [line for line in logs if line["event"] == "jobs succeed again"]
+
+
+async def test_while_the_guard_is_open_hardly_anything_is_asked_or_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Between the rounds of probes no call is made; what is claimed goes back, and the rest is left in the broker."""
+    monkeypatch.setattr(gate, "_GUARD_BACKOFF", RetryPolicy(base_s=1e6, cap_s=1e6))
+    async with working() as bench:
+        bench.all_bad = True
+        uids = await bench.accept(*names(300))
+        await eventually(lambda: sum(job.phase is Phase.QUEUED for job in bench.of(uids)) > 200)
+
+        def given_back() -> bool:
+            held = [job for job in bench.of(uids) if job.phase is Phase.RUNNING]
+            assert len(held) <= 1, "all but the first probe"
+            return True
+
+        await eventually(given_back)
+        assert all(
+            job.claims == 0 for job in bench.of(uids) if job.phase is not Phase.RUNNING and not job.ended
+        )
+        assert bench.calls <= STANDING + 1 + 20
+
+
+async def test_attempts_are_not_counted_while_all_fail() -> None:
+    """With a passing trouble of all jobs the first give up; those that come behind them keep their attempts."""
+    async with working(max_attempts=2) as bench:
+        bench.all_bad, bench.error = True, BrokenOutput("The answer is no JSON.")
+        uids = await bench.accept(*names(60))
+        await eventually(lambda: bench.failed(uids) >= STANDING, 30)
+        held = "travelrec_jobs_held_total"
+        labels = {"reason": "Unusable model answer"}
+        before = REGISTRY.get_sample_value(held, labels) or 0.0
+        await eventually(lambda: (REGISTRY.get_sample_value(held, labels) or 0.0) > before + 20, 30)
+        assert bench.failed(uids) == STANDING
+        assert all(len(job.tries) <= 1 for job in bench.of(uids) if not job.ended)
+        bench.error = None
+        await bench.completed([uid for uid in uids if not bench.world.job(uid).ended])
+
+
+@pytest.mark.parametrize("flood", [1, 9])
+async def test_poison_beside_live_jobs_fails_and_they_complete(flood: int) -> None:
+    """Where one of ten jobs is good, the poison is failed in the end, and what is good completes."""
+    async with working() as bench:
+        bench.error = Refused("The model refused to answer.")
+        mixed = [
+            f"{'bad' if number % (flood + 1) else 'good'} {number}" for number in range(20 * (flood + 1))
+        ]
+        uids = await bench.accept(*mixed)
+        good = [uid for uid, name in zip(uids, mixed, strict=True) if name.startswith("good")]
+        await bench.completed(good)
+        if flood == 1:
+            await eventually(lambda: bench.failed(uids) == len(uids) - len(good))
+
+
+async def test_a_held_job_still_ends_with_its_deadline() -> None:
+    """A job that could not succeed in time fails although all others fail alike."""
+    async with working(job_deadline_s=1.0) as bench:
+        bench.all_bad = True
+        uids = await bench.accept(*names(60))
+        await eventually(lambda: bench.failed(uids) == 60, 20)
+        late = [job for job in bench.of(uids) if job.error == "Deadline passed"]
+        assert len(late) >= 60 - STANDING
+        assert len(bench.world.broker.dead) == 60
