@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from simulation.loop import EPOCH, VirtualLoop, driven, process_now
 from travelrec.adapters.memory import MemoryStore
+from travelrec.errors import BadModelRequest
 from travelrec.job import HandedBack, Job, Phase, Retry, Settlement, Status
 from travelrec.wire import JOBS_TOPIC, Message, dead_letter_topic, decode_job
 
@@ -35,6 +36,8 @@ class History:
         self.excused: Counter[str] = Counter()  # those that failed by nobody's fault
         self.failed: Counter[str] = Counter()
         self.aborted: Counter[str] = Counter()
+        self.spell = False  # the model accepts nothing
+        self.spoiled: set[str] = set()  # keys whose jobs failed in the spell
 
     @property
     def now(self) -> float:
@@ -74,6 +77,8 @@ class History:
                 and one.outcome.due_at < wished
             ):
                 self.never(f"to be tried again before the provider wished: {one.uid}")
+            if self.spell and new.error == BadModelRequest.title:
+                self.spoiled.add(new.params["key"])
             if isinstance(one.outcome, HandedBack) and (new.claims, new.tries) != (old.claims - 1, old.tries):
                 self.never(f"handing back cost something: {one.uid}")
         return stood
@@ -103,6 +108,10 @@ class History:
                 self.never(f"a back-off was cut short: {uid}")
             if old.token is not None and self.calm:
                 self.never(f"a lease ran out although nothing went wrong: {uid}")
+
+    def leases_of(self, key: str) -> set[str | None]:
+        """The tokens under which jobs of `key` run."""
+        return {job.token for job in self.jobs.values() if job.params["key"] == key and job.token is not None}
 
     # --- the broker -----------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
@@ -23,8 +23,11 @@ from travelrec.wire import Signal
 from travelrec_api.accept import Accepter
 from travelrec_api.waiting import Waiters
 from travelrec_worker.coalescing import Coalescer
+from travelrec_worker.engine import Engine
 from travelrec_worker.jobs import Jobs
 from travelrec_worker.leases import Leases
+from travelrec_worker.limits import Guard, Run
+from travelrec_worker.progress import Progress
 from travelrec_worker.sweeper import Sweeper
 
 LIMIT = 200  # seeds, within which each must be found
@@ -133,6 +136,33 @@ async def _tell_nobody(self: Jobs, signals: list[Signal]) -> list[None]:
     return [None] * len(signals)
 
 
+def _let_every_failure_stand(self: Guard, run: Run, why: str, now: float, *, final: bool) -> bool:
+    return True
+
+
+def _close_at_no_success(self: Guard, run: Run) -> None:
+    pass
+
+
+def _forget_a_lost_probe(self: Guard, run: Run) -> None:
+    pass
+
+
+async def _wait_for_what_hangs(
+    self: Progress, timeout_s: float, what: str, uid: str, call: Coroutine[object, object, Any]
+) -> Any:
+    async with asyncio.timeout(timeout_s):
+        return await call
+
+
+def _never_come_back(self: Engine, shedding: bool) -> None:
+    if shedding:
+        _shed(self, shedding)
+
+
+_shed = Engine.shed
+
+
 def _hear_no_cancel(self: Jobs, signals: Sequence[Signal]) -> None:
     self._coalescer.hear(signals)
 
@@ -238,6 +268,11 @@ MUTATIONS: dict[str, Callable[[], AbstractContextManager[object]]] = {
     "no dead letter": _instead(Jobs, "_with_dead_letter", _no_dead_letter),
     "no back-off": _instead(RetryPolicy, "delay_s", _no_back_off),
     "no signal": _instead(Jobs, "_announce_all", _tell_nobody),
+    "the guard never opens": _instead(Guard, "failed", _let_every_failure_stand),
+    "the guard stays open": _instead(Guard, "completed", _close_at_no_success),
+    "a lost probe is waited for": _instead(Guard, "unknown", _forget_a_lost_probe),
+    "what hangs is waited for": _instead(Progress, "within", _wait_for_what_hangs),
+    "a worker that was stuck stays away": _instead(Engine, "shed", _never_come_back),
     "a cancel stops no run": _instead(Jobs, "hear", _hear_no_cancel),
     "keys are mixed up": _instead(Coalescer, "outcome", _mix_keys_up),
     "nobody follows": _instead(Coalescer, "outcome", _each_for_itself),

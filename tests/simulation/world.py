@@ -35,6 +35,7 @@ from travelrec.wire import Signal
 from travelrec_api.accept import Accepter
 from travelrec_api.waiting import Waiters
 from travelrec_worker import app as worker
+from travelrec_worker import gate
 
 FAULTS_S = 30.0
 QUIET_S = 1500.0  # by then everything has ended; it has long before
@@ -43,6 +44,9 @@ ABORT_S = 1.0
 LEASE_S = 6.0
 MODEL_TIMEOUT_S = 12.0
 GONE_S = 25.0  # then a client gives up
+GUARDED = 4  # jobs that fail alike, one after the other, before a worker stops
+LEFT_ALONE_S = 60.0  # by then a call that hangs holds no job, wherever its worker was frozen meanwhile
+SPELL_S = 20.0  # of a model that accepts nothing, in every fifth history
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,11 @@ class Outcome:
 
 def run(seed: int) -> Outcome:
     """The history of `seed`."""
-    with simulated(seed) as loop, mock.patch.object(worker, "kinds", return_value=KINDS):
+    with (
+        simulated(seed) as loop,
+        mock.patch.object(worker, "kinds", return_value=KINDS),
+        mock.patch.multiple(gate, _LAST=GUARDED, _ALIKE=1.0, _PROBES=1),
+    ):
         world = World(loop, seed)
         try:
             loop.run_until_complete(world.play())
@@ -113,12 +121,17 @@ class SimulatedModel:
             del self.running[call]
 
     async def _answer(self, key: str, timeout_s: float) -> Answer:
+        if self._history.spell:
+            await asyncio.sleep(self._rng.uniform(0.05, 1.0))
+            if self._rng.random() < 0.1:
+                raise ProviderDown("The model can't be reached.")
+            raise BadModelRequest("The model does not like anything.")
         takes_s = self._rng.uniform(7.0, 10.0) if self._rng.random() < 0.25 else self._rng.uniform(0.05, 3.0)
         dice = self._rng.random()
         if self._history.calm:
             dice = min(dice, 0.79)
         if dice > 0.985:
-            await self._hang(key, self._rng.uniform(15.0, 45.0))
+            await self._hang(key, self._rng.uniform(15.0, 90.0))
         if dice > 0.95:
             await asyncio.sleep(timeout_s - 0.01)
             raise ModelTimeout("The model did not answer in time.")
@@ -136,13 +149,16 @@ class SimulatedModel:
         return Answer(f"to {key}", "simulated", 1, 1)
 
     async def _hang(self, key: str, for_s: float) -> None:
-        """Takes no cancellation."""
+        """Takes no cancellation. Its job must not wait for it for long."""
         until = self._history.now + for_s
+        before = self._history.leases_of(key)
         while (left_s := until - self._history.now) > 0:
             try:
                 await asyncio.sleep(left_s)
             except asyncio.CancelledError:
                 self._history.aborted[key] += 1
+        if for_s > LEFT_ALONE_S and before & self._history.leases_of(key):
+            self._history.never(f"a job waits for a call that hangs: {key}")
 
 
 class Api:
@@ -175,6 +191,7 @@ class World:
         self.loop = loop
         self.rng = random.Random(seed)
         self.calm = seed % 3 == 0
+        self.cursed = not self.calm and self.rng.random() < 0.4  # with a spell in which everything fails
         self.history = History(loop, calm=self.calm)
         self.network = Network(loop, self.rng)
         self.network.faulty = self.network.forgetful = not self.calm
@@ -185,6 +202,7 @@ class World:
         self.answered: set[str] = set()
         self.keyed: dict[str, set[str]] = {}  # idempotency key → the uids it was answered with
         self.faults: Counter[str] = Counter()
+        self.workers_started = 0
         self.running: dict[str, Process] = {}
         self.apis: dict[str, Api] = {}
         self.settings = Settings(
@@ -204,11 +222,13 @@ class World:
         """Everything, up to the check."""
         keepers = [
             asyncio.create_task(self.kept(f"{name}-{n}"))
-            for name, count in (("api", 2), ("worker", self.rng.randint(1, 3)))
+            for name, count in (("api", 2), ("worker", 1 if self.cursed else self.rng.randint(1, 3)))
             for n in range(count)
         ]
         chaos = asyncio.create_task(self.chaos())
+        spell = asyncio.create_task(self.spell())
         crowd = self.rng.choice((12, 24, 48)) if self.calm else 24
+        crowd += 36 * self.cursed
         clients = [asyncio.create_task(self.client(n)) for n in range(self.rng.randint(8, crowd))]
         await asyncio.wait([chaos])
         try:
@@ -218,7 +238,7 @@ class World:
                     await asyncio.sleep(SESSION_S)  # somebody may still have something to say
         except TimeoutError:
             self.history.tell("it does not end")
-        for task in (chaos, *keepers):
+        for task in (chaos, spell, *keepers):
             if task.done() and task.exception() is not None:
                 self.history.never(f"a process failed: {task.exception()!r}")
         self.history.check(self.answered)
@@ -237,6 +257,7 @@ class World:
         """A process that is started again whenever it ends."""
         while True:
             process = self.running[name] = Process(name, self.rng.uniform(-1.0, 1.0))
+            self.workers_started += name.startswith("worker")
             main = started(process, lambda process=process: self.main(process))
             died = asyncio.create_task(process.died.wait())
             await asyncio.wait([main, died], return_when=asyncio.FIRST_COMPLETED)
@@ -285,6 +306,20 @@ class World:
                     await self.outage()
         self.network.faulty = False
         self.quiet_at = self.loop.now
+
+    async def spell(self) -> None:
+        """Every call fails its job for some time: few jobs may fail for it."""
+        if not self.cursed:
+            return
+        await asyncio.sleep(self.rng.uniform(0.0, FAULTS_S - SPELL_S))
+        self.history.tell("the model accepts nothing")
+        self.history.spell = True
+        await asyncio.sleep(SPELL_S)
+        self.history.spell = False
+        self.history.tell("the model accepts again")
+        spoiled = len(self.history.spoiled)
+        if spoiled > 2 * GUARDED * self.workers_started:
+            self.history.never(f"{spoiled} keys failed alike with {self.workers_started} starts of a worker")
 
     def stop(self, process: Process) -> None:
         self.history.tell(f"{process.name} is told to end")
