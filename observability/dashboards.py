@@ -222,6 +222,11 @@ WORKER = Dashboard(
                     "How late it is.",
                 ),
                 Panel(
+                    "Guard",
+                    {"{{instance}}": f"travelrec_guard{{{_WORKER}}}"},
+                    about="0 closed, 1 probing, 2 open: nearly all jobs failed alike.",
+                ),
+                Panel(
                     "Neighbours reached",
                     {"{{instance}} {{dependency}}": f"travelrec_dependency_up{{{_WORKER}}}"},
                     "bool_on_off",

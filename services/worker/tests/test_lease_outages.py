@@ -10,6 +10,7 @@ from travelrec.adapters.memory import MemoryStore
 from travelrec.errors import StoreUnavailable
 from travelrec.job import Job, new_uid
 from travelrec_worker.leases import Leases
+from travelrec_worker.progress import Progress
 
 LEASE_S = 30.0
 TIMEOUT_S = 5.0  # of a call that nobody answers
@@ -39,7 +40,7 @@ async def _least_left(store: Store, loop: VirtualLoop) -> float:
     job = Job(new_uid(), "recommendation", {}, EPOCH, due_at=EPOCH + 60)
     await store.accept([job], EPOCH)
     (claimed,) = await store.claim([job.uid], "mine", EPOCH, EPOCH + LEASE_S)
-    leases = Leases(store, LEASE_S)
+    leases = Leases(store, LEASE_S, Progress(TIMEOUT_S))
     keeping = asyncio.create_task(leases.keep())
     least = LEASE_S
     with leases.held(claimed):
