@@ -228,6 +228,27 @@ async def test_kafka_away_is_said_in_time() -> None:
 
 
 @pytest.mark.real("kafka")
+async def test_kafka_member_that_is_early_gets_its_partitions(kafka_server, topic: str) -> None:  # type: ignore[no-untyped-def]
+    """A topic that was just made may not be known yet to the server that a member asks: it waits for it."""
+    from travelrec.adapters.kafka import KafkaBroker
+
+    async with (
+        KafkaBroker.opened(kafka_server.address, timeout_s=10.0) as early,
+        KafkaBroker.opened(kafka_server.address, timeout_s=10.0) as maker,
+    ):
+        early._ensured.add(topic)  # as if a server that is ahead of the others had made it
+
+        async def taken() -> list[Delivery]:
+            async with early.subscribe(topic, "g") as subscription:
+                return await take_all(subscription, 1)
+
+        taking = asyncio.create_task(taken())
+        await asyncio.sleep(1.0)  # it has asked by now, and would have joined
+        await maker.publish(topic, messages(1))
+        assert len(await asyncio.wait_for(taking, 25)) == 1
+
+
+@pytest.mark.real("kafka")
 async def test_kafka_comes_back(new_kafka) -> None:  # type: ignore[no-untyped-def]
     """After the server was stopped and started again, the same broker publishes and delivers again."""
     from travelrec.adapters.kafka import KafkaBroker

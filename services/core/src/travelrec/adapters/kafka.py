@@ -148,6 +148,9 @@ class KafkaBroker:
         async with AsyncExitStack() as stack:
             await _retried(consumer.start, "joining the group")
             stack.push_async_callback(_stop, consumer, self._timeout_s)
+            # the server asked may not know of a topic that was just made, and who joins then is given no partition
+            # before its next look at the topics, minutes later
+            await _retried(lambda: self._partitions_of(consumer, topic), f"looking for {topic}")
             consumer.subscribe([topic], listener=subscription)
             stack.push_async_callback(subscription.leave)
             try:
