@@ -49,6 +49,7 @@ def run(rounds: int = 6, seconds: int = 3, connections: int = 64) -> str:
                 _API,
                 {**_QUIET, "PROMETHEUS_MULTIPROC_DIR": str(shared)},
             ),
+            "metrics, traces of 10 %": (_API, {**_QUIET, **traced}),
             "metrics, a log line a request": (_API, {}),
             "metrics, log lines, traces of 10 %": (_API, traced),
         }

@@ -144,13 +144,13 @@ class KafkaBroker:
             max_poll_interval_ms=120_000,
             fetch_max_wait_ms=1_000,
         )
-        subscription = _KafkaSubscription(consumer, is_named=self._member is not None)
         async with AsyncExitStack() as stack:
             await _retried(consumer.start, "joining the group")
             stack.push_async_callback(_stop, consumer, self._timeout_s)
             # the server asked may not know of a topic that was just made, and who joins then is given no partition
             # before its next look at the topics, minutes later
             await _retried(lambda: self._partitions_of(consumer, topic), f"looking for {topic}")
+            subscription = _KafkaSubscription(consumer, is_named=self._member is not None)
             consumer.subscribe([topic], listener=subscription)
             stack.push_async_callback(subscription.leave)
             try:
