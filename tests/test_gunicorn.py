@@ -174,6 +174,38 @@ async def test_sigterm_ends_streams_and_polls_and_each_process_in_order(start):
         assert not list(api.folder.glob("travelrec-metrics-*"))
 
 
+async def test_what_sigterm_cuts_off_is_told_to_try_again(start, new_mongo):
+    """Requests that wait for a frozen store when the process must end get 503 in the error shape, never 500."""
+    mongo = new_mongo()
+    async with start(STORE_URL=f"{mongo.url}cut", NEIGHBOUR_TIMEOUT="60", WEB_CONCURRENCY="2") as api:
+        uid = await api.ask()
+        mongo.freeze()
+        cut = [
+            asyncio.create_task(answer_of(api, method, path))
+            for method, path in (
+                ("POST", ASK),
+                ("GET", f"/recommendations?uid={uid}"),
+                ("GET", f"/recommendations/events?uid={uid}"),
+                ("DELETE", f"/recommendations?uid={uid}"),
+            )
+        ]
+        port = api.http._base_url.port
+        await eventually(lambda: sum(connections(child, port) for child in api.children) == len(cut))
+        api.process.terminate()
+        for status, body, headers in await asyncio.gather(*cut):
+            assert (status, sorted(body), body["error"]) == (503, ["error", "message"], "Service unavailable")
+            assert int(headers["Retry-After"]) > 0
+            assert headers["X-Request-ID"]
+        mongo.thaw()
+        assert await api.process.wait(20) == 0
+        assert not api.process.lines("Traceback")
+
+
+async def answer_of(api, method, path):
+    async with api.http.request(method, path) as response:
+        return response.status, json.loads(await response.text()), response.headers
+
+
 async def test_every_line_of_its_log_is_json(start):
     """gunicorn, uvicorn and the application speak one format, so a collector needs one parser."""
     async with start() as api:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import time
@@ -14,7 +15,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from travelrec import metrics, tracing
-from travelrec_api.problems import problem
+from travelrec_api.problems import RETRY_AFTER_S, problem
 
 log = structlog.get_logger(__name__)
 
@@ -50,12 +51,12 @@ class Edge:
         span = _span(scope) if tracing.on() else INVALID_SPAN
         state = scope.setdefault("state", {})
         state["request_id"], state["span"] = request_id.decode(), span
-        status = 500
+        status, answered = 500, False
 
         async def send_with_id(message: Message) -> None:
-            nonlocal status
+            nonlocal status, answered
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, answered = message["status"], True
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
                 if trace := tracing.carried(span).get("traceparent"):
                     message["headers"].append((b"traceresponse", trace.encode()))
@@ -71,6 +72,10 @@ class Edge:
                 await app(scope, receive, send_with_id)
         except ClientDisconnect:
             status = _CALLER_GONE
+        except asyncio.CancelledError:  # the process ends and waits no longer: this task ends with its answer
+            if answered:
+                raise
+            await problem(503, {"Retry-After": str(RETRY_AFTER_S)})(scope, receive, send_with_id)
         finally:
             seconds = time.perf_counter() - began
             self._note(scope, status, seconds)

@@ -44,6 +44,7 @@ _BY_STATUS: Mapping[int, tuple[str, str]] = {
         "Internal error",
         "Something went wrong on our side. Please try again, and report it with the request id.",
     ),
+    503: ("Service unavailable", "This process is about to end. Please try again."),
 }
 
 
