@@ -1,12 +1,14 @@
 """The role `jobs` in this process on memory adapters that tell what was done, in which order, and can be away."""
 
 import asyncio
+import copy
 import json
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from typing import Self
 
 from travelrec.adapters.memory import MemoryBroker, MemorySignals, MemoryStore
 from travelrec.connect import Parts
@@ -197,6 +199,14 @@ class World:
         self.broker = Broker(self.diary)
         self.signals = Signals(self.diary)
         self.model = Model(self.diary)
+
+    def of_its_own(self) -> Self:
+        """The same jobs, messages and model, reached in another way: what is in its diary happens to it alone."""
+        other = copy.copy(self)
+        other.diary = Diary()
+        other.store = copy.copy(self.store)  # its dictionaries are the same
+        other.store._diary = other.diary
+        return other
 
     @asynccontextmanager
     async def worker(self, progress: Progress | None = None, **settings: object) -> AsyncIterator[None]:

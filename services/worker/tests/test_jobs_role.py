@@ -135,6 +135,22 @@ async def test_a_result_waits_for_the_store(world: World) -> None:
     assert (world.model.calls, world.job(uid).result) == (1, DONE)
 
 
+async def test_no_call_is_begun_under_a_lease_that_has_run_out(world: World) -> None:
+    """A worker that was frozen too long asks nothing for what it had claimed: another has done that meanwhile."""
+    world.model.hold()
+    frozen = world.of_its_own()
+    async with frozen.worker(lease_s=1.0, worker_concurrency=1):
+        first, ahead = await world.accept("Peru"), await world.accept("Chad")
+        await eventually(lambda: all(world.job(uid).phase is Phase.RUNNING for uid in (first, ahead)))
+        frozen.diary.close("renew")
+        async with world.worker(worker_concurrency=2):
+            await eventually(lambda: sorted(world.model.in_flight) == ["Chad", "Peru", "Peru"])
+            world.model.let_go()
+            await eventually(lambda: world.job(first).ended and world.job(ahead).ended)
+        frozen.diary.open("renew")
+    assert world.model.calls == 3
+
+
 async def test_a_settlement_whose_answer_is_lost_is_written_once(world: World) -> None:
     """It is asked for again, found to stand, and announced."""
     uid = await world.accept()

@@ -193,6 +193,8 @@ class Jobs:
                 left_s = job.created_at + self._deadline_s - time.time()
                 try:
                     async with self._gate.place(left_s, again=bool(trouble)) as place:
+                        if not self._leases.stands(job, time.time()):
+                            return HandedBack()  # to whoever may have it by now
                         with metrics.IN_FLIGHT.track_inprogress():
                             outcome = await self._run(job, place, story)
                         return _traced(self._guarded(job, outcome, place), trace)

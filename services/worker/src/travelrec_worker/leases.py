@@ -28,6 +28,7 @@ class Leases:
         self._progress = progress
         self.lease_s = lease_s
         self._held: dict[str, tuple[str, asyncio.Task[object] | None]] = {}  # no task: its run is over
+        self._until: dict[str, float] = {}  # of those held
         self._abandoned: set[asyncio.Task[object]] = set()
 
     @contextmanager
@@ -37,12 +38,17 @@ class Leases:
         if job.token is None or task is None:
             raise ValueError("only a claimed job, in a task, can be held")
         self._held[job.uid] = (job.token, task)
+        self._until[job.uid] = job.due_at
         try:
             yield
         finally:
             if self._held.get(job.uid, ("", None))[0] == job.token:
-                del self._held[job.uid]
+                del self._held[job.uid], self._until[job.uid]
             self._abandoned.discard(task)
+
+    def stands(self, job: Job, now: float) -> bool:
+        """Whether nobody else can have taken `job`; not so when this process was frozen or the store away too long."""
+        return self._held.get(job.uid, ("", None))[0] == job.token and now < self._until[job.uid]
 
     def decided(self, job: Job) -> None:
         """The run of `job` is over: its lease is still renewed, but nothing is there to be stopped any more."""
@@ -74,14 +80,17 @@ class Leases:
         held = [(uid, token) for uid, (token, _) in self._held.items()]
         if not held:
             return True
+        until = time.time() + self.lease_s
         try:
-            kept = await self._store.renew(held, time.time() + self.lease_s)
+            kept = await self._store.renew(held, until)
         except StoreUnavailable as error:
             log.warning("leases not renewed", jobs=len(held), error=str(error))
             return False
         for uid, token in held:
             holder, task = self._held.get(uid, ("", None))
-            if uid not in kept and holder == token and task is not None:
+            if uid in kept and holder == token:
+                self._until[uid] = until
+            elif holder == token and task is not None:
                 metrics.LOST_LEASES.inc()
                 log.warning("lease lost", uid=uid)
                 self.abandon(uid)
