@@ -119,7 +119,7 @@ class Clients:
             at = time.time()
             try:
                 async with self._http.post(url, params=params, headers=headers) as response:
-                    status, body = response.status, await response.json(content_type=None)
+                    status, body = response.status, await _body(response)
             except aiohttp.ClientConnectorError:
                 await asyncio.sleep(PAUSE_S)
                 continue
@@ -130,11 +130,11 @@ class Clients:
                     country, season = await self._free.get()
                 continue
             if status == 202:
-                asked = Asked(body["uid"], country, season, at, idempotency_key)
+                asked = Asked(str(body["uid"]), country, season, at, idempotency_key)
                 self._history.asked.append(asked)
                 return asked
             self.counts["refused"] += 1
-            if status != 503:
+            if status != 503 or "said" in body:
                 self._history.odd.append(f"POST {params}: {status} {body}")
             await asyncio.sleep(float(response.headers.get("Retry-After", PAUSE_S)))
 
@@ -177,7 +177,7 @@ class Clients:
             async with self._http.get(
                 f"{url_of(api)}/recommendations", params={"uid": uid, "wait": wait_s}
             ) as response:
-                body = await response.json(content_type=None)
+                body = await _body(response)
                 return Told(uid, asked_at, time.time(), api.name, response.status, body)
         except BROKEN:
             return None
@@ -191,7 +191,7 @@ class Clients:
                 f"{url_of(api)}/recommendations/events", params={"uid": uid}
             ) as response:
                 if response.status != 200:
-                    body = await response.json(content_type=None)
+                    body = await _body(response)
                     return Told(uid, asked_at, time.time(), f"{api.name} stream", response.status, body)
                 async for line in response.content:
                     if line.startswith(b"data: "):
@@ -202,15 +202,23 @@ class Clients:
         return last
 
     def _note(self, told: Told) -> None:
+        """Keeps an end, whatever comes after one, and what should not be."""
+        if told.status not in (200, 404, 503) or "said" in told.body:
+            self._history.odd.append(f"GET {told.uid} at {told.by}: {told.status} {told.body}")
         if told.ended:
             self._ended.setdefault(told.uid, told)
+        if told.uid in self._ended or told.status == 404:
             self._history.told.append(told)
-        elif told.status not in (200, 503):
-            self._history.told.append(told)
-            if told.status != 404:
-                self._history.odd.append(f"GET {told.uid}: {told.status} {told.body}")
-        elif told.status == 200 and told.uid in self._ended:
-            self._history.told.append(told)
+
+
+async def _body(response: aiohttp.ClientResponse) -> dict[str, object]:
+    """Its JSON, or whatever else it says, which it should not."""
+    said = await response.text()
+    try:
+        body = json.loads(said)
+    except ValueError:
+        body = None
+    return body if isinstance(body, dict) else {"said": said}
 
 
 def _weights(count: int) -> list[float]:

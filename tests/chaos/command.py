@@ -2,19 +2,15 @@
 
 import json
 import random
-from collections import Counter
-from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Self
+from pathlib import Path
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-if TYPE_CHECKING:
-    from chaos.run import Plan, Report
+from chaos.schedule import FAULTS, parse
 
-SHOWN = 5  # violations of each name
+NAMED = "; ".join(f"{name} ({fault.title})" for name, fault in FAULTS.items())
 
 
 def chaos(
@@ -28,9 +24,7 @@ def chaos(
         typer.Option(
             metavar="NAME[:SECONDS][@AT],…",
             help="What goes wrong: each with @AT once, so many seconds after the start, the others in a random turn. "
-            "`all`, `none`, or of: kill, kill-worker, kill-api, term, freeze-worker, rebalance, broker-kill, "
-            "broker-restart, broker-freeze, broker-cut, broker-slow, broker-hang, store-kill, store-restart, "
-            "store-freeze, store-cut, store-slow, store-hang.",
+            f"`all`, `none`, or of: {NAMED}.",
         ),
     ] = "all",
     every: Annotated[float, typer.Option(min=0.1, help="Seconds between two faults without @AT.")] = 5.0,
@@ -52,6 +46,10 @@ def chaos(
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="A setting of APIs and workers; may be repeated."),
     ] = None,
+    keep: Annotated[
+        Path | None,
+        typer.Option(help="A folder for the history and what each process said, to look into a violation."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> int:
     """Runs a real deployment on Kafka and MongoDB under load and faults, and checks what came of every request.
@@ -61,8 +59,8 @@ def chaos(
     """
     import uvloop
 
+    from chaos.report import Shown, lines
     from chaos.run import Plan, run
-    from chaos.schedule import parse
     from support import NotInstalledError
 
     try:
@@ -78,10 +76,11 @@ def chaos(
             seed=random.SystemRandom().randrange(1_000_000) if seed is None else seed,
             zipf=zipf,
             settings=dict(_setting(text) for text in settings or ()),
+            keep=keep,
         )
     except ValueError as problem:
         raise typer.BadParameter(str(problem)) from problem
-    with _Shown(plan) as shown:
+    with Shown(plan) as shown:
         try:
             report = uvloop.run(run(plan, shown.say, shown.show))
         except NotInstalledError as problem:
@@ -91,68 +90,6 @@ def chaos(
     else:
         print("\n".join(lines(report)))
     return 1 if report.violations else 0
-
-
-def lines(report: "Report") -> Iterator[str]:
-    """The report for a reader."""
-    jobs, clients = report.jobs, Counter(report.clients)
-    answered = clients["answered"]
-    yield (
-        f"seed {report.seed}: {answered:,} requests answered in {report.load_s:.1f} s "
-        f"({clients['refused']:,} refused with 503, {clients['broken off']:,} broken off)"
-    )
-    yield f"faults: {_counted(report.faults) or 'none'}"
-    yield (
-        f"jobs: {_counted(jobs)}; {clients['ended']:,} of {answered:,} answered ones ended, the last "
-        f"{report.calm_s:.1f} s after load and faults; {report.claimed_again:,} claimed again"
-    )
-    yield (
-        f"model calls: {report.calls:,} for {sum(jobs.values()):,} jobs of {report.keys:,} keys; "
-        f"{report.repeated:,} repeated, {report.lost_in_flight:,} were in flight when their worker was lost"
-    )
-    for name, count in Counter(violation.name for violation in report.violations).items():
-        yield f"VIOLATION: {name}, {count} times, such as:"
-        yield from [f"  {each.text}" for each in report.violations if each.name == name][:SHOWN]
-    if not report.violations:
-        yield "no violation: nothing lost, nothing done twice, nothing mixed up, nothing paid for without cause"
-
-
-class _Shown:
-    """What is going on, on stderr: a bar on a terminal, and a line for each fault."""
-
-    def __init__(self, plan: "Plan") -> None:
-        self._plan = plan
-        self._counts = Counter[str]()
-        self._progress = Progress(
-            BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=Console(stderr=True)
-        )
-        self._bar = self._progress.add_task("starting", total=plan.jobs)
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        load = f"{self._plan.jobs:,} requests by {self._plan.clients:,} clients"
-        self._print(f"seed {self._plan.seed}: {load}, {self._plan.workers} workers, {self._plan.apis} APIs")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def say(self, text: str) -> None:
-        self._print(f"{text}  [{self._told()}]")
-
-    def show(self, counts: Counter[str]) -> None:
-        self._counts = counts
-        self._progress.update(self._bar, completed=counts["ended"], description=self._told())
-
-    def _told(self) -> str:
-        return f"{self._counts['answered']:,} answered, {self._counts['ended']:,} ended"
-
-    def _print(self, text: str) -> None:
-        self._progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-
-def _counted(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count:,} {name}" for name, count in sorted(counts.items()))
 
 
 def _setting(text: str) -> tuple[str, str]:

@@ -42,9 +42,12 @@ class Faults:
         began = time.time()
         try:
             over = await self._do(item, target)
+        except KafkaError as error:  # of the member that was to join
+            self._tell(f"{item.name} did not come to pass: {error}")
+        else:
+            self._history.incidents.append(Incident(item.name, target, began, over))
         finally:
             self._suffering.discard(target)
-        self._history.incidents.append(Incident(item.name, target, began, over))
 
     async def supervise(self) -> None:
         """Starts again what has ended by itself, until cancelled; that is in the history too."""
@@ -121,8 +124,8 @@ class Faults:
             async with asyncio.timeout(ENDS_WITHIN_S):
                 await consumer.start()
                 await asyncio.sleep(seconds)
-        except (KafkaError, TimeoutError) as error:
-            self._tell(f"rebalance: {error or 'time-out'}")
+        except TimeoutError as error:
+            raise KafkaError(f"not within {ENDS_WITHIN_S:g} s") from error
         finally:
             with suppress(KafkaError):
                 await consumer.stop()

@@ -9,6 +9,7 @@ from travelrec.fake_openai.suggestions import suggestions
 
 CLOCK_S = 0.05  # between noting a moment and the moment
 MARGIN_S = 1.0  # leases are renewed when a third of them is over, and on a busy machine a little later
+ENDS = ("completed", "failed", "cancelled")
 STORE_AWAY = frozenset({"store-kill", "store-restart", "store-freeze", "store-cut", "store-hang"})
 
 Body = Mapping[str, Any]
@@ -39,7 +40,7 @@ class Told:
     @property
     def ended(self) -> bool:
         """Whether this is an end."""
-        return self.status == 200 and self.body.get("status") != "pending"
+        return self.status == 200 and self.body.get("status") in ENDS
 
 
 @dataclass(frozen=True, slots=True)

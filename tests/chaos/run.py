@@ -1,11 +1,13 @@
 """A run from its start to its report: deployment, load, faults, calm, check."""
 
 import asyncio
+import json
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import aiohttp
 
@@ -13,7 +15,7 @@ from chaos.arena import Arena, arena
 from chaos.clients import Clients
 from chaos.faults import Faults
 from chaos.history import Call, History, Violation, check, lost_calls, repeated_calls
-from chaos.schedule import Item, schedule
+from chaos.schedule import Due, Item, once, repeated
 from travelrec.settings import Settings
 
 MORE_S = 60.0  # for the last job to end, beyond what leases and the model take
@@ -34,6 +36,7 @@ class Plan:
     seed: int
     zipf: int | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
+    keep: Path | None = None
 
     @property
     def env(self) -> dict[str, str]:
@@ -102,6 +105,8 @@ async def run(plan: Plan, say: Callable[[str], None], show: Callable[[Counter[st
                 helper.cancel()
         history.records += await deployed.records()
         history.calls += await _calls(http, deployed)
+        if plan.keep is not None:
+            _keep(plan.keep, history, deployed)
     return Report(
         seed=plan.seed,
         load_s=load_s,
@@ -120,24 +125,33 @@ async def run(plan: Plan, say: Callable[[str], None], show: Callable[[Counter[st
 
 @asynccontextmanager
 async def _causing(faults: Faults, plan: Plan) -> AsyncIterator[None]:
-    """Faults come until this is left, which waits for the last ones to be over."""
+    """Faults come until this is left, which waits for those that have a moment, and for all to be over."""
+    began = time.time()
     async with asyncio.TaskGroup() as group:
-        began = time.time()
 
-        async def cause() -> None:
-            for due in schedule(plan.faults, plan.every_s, plan.seed):
+        async def cause(schedule: Iterator[Due]) -> None:
+            for due in schedule:
                 await asyncio.sleep(began + due.at - time.time())
                 group.create_task(faults.cause(due))
 
-        causing = group.create_task(cause())
+        group.create_task(cause(once(plan.faults, plan.seed)))
+        repeating = group.create_task(cause(repeated(plan.faults, plan.every_s, plan.seed)))
         yield
-        causing.cancel()
+        repeating.cancel()
 
 
 async def _shown(clients: Clients, show: Callable[[Counter[str]], None]) -> None:
     while True:
         show(clients.counts)
         await asyncio.sleep(0.5)
+
+
+def _keep(folder: Path, history: History, deployed: Arena) -> None:
+    """What is needed to look into a violation."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "history.json").write_text(json.dumps(asdict(history), indent=1))
+    for process in deployed.processes:
+        (folder / f"{process.name}.log").write_text(process.output())
 
 
 async def _calls(http: aiohttp.ClientSession, deployed: Arena) -> list[Call]:

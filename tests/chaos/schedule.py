@@ -1,6 +1,5 @@
 """Which fault comes when: `kill,store-freeze:10@60` every 2 s is a schedule, the same for the same seed; pure."""
 
-import heapq
 import itertools
 import random
 import re
@@ -86,17 +85,17 @@ def parse(text: str) -> tuple[Item, ...]:
     return tuple(_item(part.strip()) for part in names.split(","))
 
 
-def schedule(items: Sequence[Item], every_s: float, seed: int) -> Iterator[Due]:
-    """What is due, in order: each item with a moment at that moment, one of the others every `every_s`, for ever."""
-    once = random.Random(f"{seed} once")
-    moments = sorted((item.at, item) for item in items if item.at is not None)
-    fixed = (Due(at, item, once.random()) for at, item in moments)
-    return heapq.merge(fixed, _repeated(items, every_s, seed), key=lambda due: due.at)
+def once(items: Sequence[Item], seed: int) -> Iterator[Due]:
+    """Each of the items that have a moment, in order."""
+    chance = random.Random(f"{seed} once")
+    for at, item in sorted((item.at, item) for item in items if item.at is not None):
+        yield Due(at, item, chance.random())
 
 
-def _repeated(items: Sequence[Item], every_s: float, seed: int) -> Iterator[Due]:
-    again = [item for item in items if item.at is None]
+def repeated(items: Sequence[Item], every_s: float, seed: int) -> Iterator[Due]:
+    """One of the items that have no moment, every `every_s`, for ever."""
     chance = random.Random(f"{seed} repeated")
+    again = [item for item in items if item.at is None]
     for turn in itertools.count(1) if again else ():
         yield Due(turn * every_s, chance.choice(again), chance.random())
 
