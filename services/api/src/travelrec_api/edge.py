@@ -30,7 +30,9 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 
 
 class Edge:
-    """Wraps the application; `scope["state"]` has the request's `request_id` and `span`, and takes its job's `uid`."""
+    """Wraps the application. `scope["state"]` has the request's `request_id`, its `span` and the headers that carry it
+    (`trace`), and takes its job's `uid`.
+    """
 
     def __init__(
         self, app: ASGIApp, stop: Callable[[], None], hot: Mapping[tuple[str, str], ASGIApp] | None = None
@@ -51,6 +53,7 @@ class Edge:
         span = _span(scope) if tracing.on() else INVALID_SPAN
         state = scope.setdefault("state", {})
         state["request_id"], state["span"] = request_id.decode(), span
+        state["trace"] = trace = tracing.carried(span)
         status, answered = 500, False
 
         async def send_with_id(message: Message) -> None:
@@ -58,8 +61,8 @@ class Edge:
             if message["type"] == "http.response.start":
                 status, answered = message["status"], True
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
-                if trace := tracing.carried(span).get("traceparent"):
-                    message["headers"].append((b"traceresponse", trace.encode()))
+                if trace:
+                    message["headers"].append((b"traceresponse", trace["traceparent"].encode()))
             await send(message)
 
         try:
@@ -120,7 +123,7 @@ class Edge:
             return
         state = scope["state"]
         told = {"uid": state["uid"]} if "uid" in state else {}
-        if trace_id := tracing.trace_id(state["span"]):
+        if trace_id := tracing.trace_id(state["trace"]):
             told["trace_id"] = trace_id
         say, event = (log.warning, "request failed") if status >= 500 else (log.info, "request")  # noqa: PLR2004
         say(
@@ -149,6 +152,8 @@ def _span(scope: Scope) -> Span:
 
 def _end(span: Span, scope: Scope, status: int, seconds: float) -> None:
     failed = status >= 500  # noqa: PLR2004 - HTTP's server errors
+    if not failed and not span.is_recording():
+        return
     route = getattr(scope.get("route"), "path", None)
     name = f"{scope['method']} {route or _UNMATCHED}"
     attributes: dict[str, str | int] = {
@@ -158,7 +163,7 @@ def _end(span: Span, scope: Scope, status: int, seconds: float) -> None:
     if route is not None:
         attributes["http.route"] = route
     if failed:
-        tracing.rescued(name, tracing.carried(span), attributes, began_at=time.time() - seconds)
+        tracing.rescued(name, scope["state"]["trace"], attributes, began_at=time.time() - seconds)
         tracing.failed(span, str(status))
     if span.is_recording():
         span.update_name(name)

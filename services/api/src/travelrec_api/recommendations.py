@@ -286,8 +286,7 @@ async def cancel(request: Request) -> Response:
     job, ended_now = await state.store.cancel(uid, now, message)
     if ended_now:
         metrics.FINISHED.labels(NAME, Status.CANCELLED.value).inc()
-        span = request.scope["state"]["span"]
-        signal = Signal(uid, Status.CANCELLED, tracing.carried(span).get("traceparent"))
+        signal = Signal(uid, Status.CANCELLED, request.scope["state"]["trace"].get("traceparent"))
         try:
             await state.signals.announce([signal])
         except SignalUnavailable:
@@ -358,7 +357,8 @@ def _headers(request: Request) -> dict[str, str]:
     """What travels with the job: the request's id and its span, or the caller's where no spans are made."""
     headers = {"request-id": request.scope["state"]["request_id"]}
     if tracing.on():
-        return headers | tracing.carried(request.scope["state"]["span"])
+        trace: dict[str, str] = request.scope["state"]["trace"]
+        return headers | trace
     for name in _TRACE:
         value = request.headers.get(name)
         if value is not None and len(value) <= 512:  # noqa: PLR2004 - W3C Trace Context's own limit

@@ -33,6 +33,7 @@ from travelrec.errors import BadSetting
 _W3C = TraceContextTextMapPropagator()
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 _FLUSH_S = 2.0
+_ODD = frozenset("13579bdf")  # the last digit of the flags, whose last bit says that the trace is sampled
 _tracer: Tracer | None = None  # of this process, set by `exported` as logging is by its configuration
 
 
@@ -98,12 +99,15 @@ def started(
     *,
     began_at: float | None = None,
 ) -> Span:
-    """A span below `parent`, which is a span or the headers that carry one; to be ended. Times are since the epoch."""
+    """A span below `parent`, which is a span or the headers that carry one; to be ended. Times are since the epoch.
+
+    Where the trace of `parent` is not sampled it is one that records nothing and belongs to no trace.
+    """
     if _tracer is None:
         return INVALID_SPAN
+    if not sampled(parent):
+        return INVALID_SPAN
     context = parent.get_span_context() if isinstance(parent, Span) else _context(parent)
-    if not context.trace_flags.sampled:
-        return NonRecordingSpan(context)
     return _tracer.start_span(
         name,
         context=trace.set_span_in_context(NonRecordingSpan(context), Context()),
@@ -121,7 +125,7 @@ def span(
     attributes: Attributes = None,
 ) -> Iterator[Span]:
     """A span below `parent` while entered, which is the current one meanwhile; an error that leaves is noted on it."""
-    if _tracer is None:
+    if not sampled(parent):
         yield INVALID_SPAN
         return
     made = started(name, parent, kind, attributes)
@@ -131,6 +135,15 @@ def span(
         except BaseException as error:
             failed(made, type(error).__name__)
             raise
+
+
+def sampled(parent: Span | Mapping[str, str]) -> bool:
+    """Whether a span below `parent` would be made; the cheapest of questions, since most traces are not sampled."""
+    if _tracer is None:
+        return False
+    if isinstance(parent, Span):
+        return parent.get_span_context().trace_flags.sampled
+    return parent.get("traceparent", "")[-1:] in _ODD
 
 
 def current() -> Span:
@@ -181,12 +194,9 @@ def carried(span: Span) -> dict[str, str]:
     return headers
 
 
-def trace_id(span: Span | Mapping[str, str]) -> str | None:
-    """The 32 hex digits of the trace that a span, or the headers that carry one, belong to."""
-    if isinstance(span, Span):
-        context = span.get_span_context()
-        return trace.format_trace_id(context.trace_id) if context.is_valid else None
-    fields = span.get("traceparent", "").split("-")
+def trace_id(headers: Mapping[str, str]) -> str | None:
+    """The 32 hex digits of the trace whose span `headers` carry."""
+    fields = headers.get("traceparent", "").split("-")
     return fields[1] if len(fields) >= 4 else None  # noqa: PLR2004 - version, trace, span, flags
 
 
