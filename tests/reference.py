@@ -59,7 +59,7 @@ class Reference:
     def renew(self, leases: Sequence[tuple[str, str]], until: float) -> set[str]:
         kept = {uid for uid, token in leases if self._holds(uid, token)}
         for uid in kept:
-            self._change(uid, phase=Phase.RUNNING, due_at=until)
+            self._change(uid, phase=Phase.RUNNING, due_at=max(until, self.jobs[uid].due_at))
         return kept
 
     def settle(self, settlements: Sequence[Settlement], now: float) -> set[str]:

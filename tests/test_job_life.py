@@ -180,7 +180,7 @@ class JobLife(RuleBasedStateMachine):
         for _ in range(times):
             kept = self.run(self.store.renew(leases, until))
             assert kept == self.model.renew(leases, until)
-            self.leased.update(dict.fromkeys(kept, until))
+            self.leased.update({uid: max(until, self.leased.get(uid, until)) for uid in kept})
 
     @rule(indices=some, stale=st.none() | places, skew=skews, name=outcomes, times=times)
     def settle(self, indices: list[int], stale: int | None, skew: int, name: str, times: int) -> None:

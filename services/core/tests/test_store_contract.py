@@ -160,12 +160,29 @@ async def test_claim_repeated_with_its_token_answers_the_same(store: Store) -> N
     assert await store.claim([made.uid], "t1", NOW, NOW + 30) == first
 
 
+async def test_claim_repeated_after_a_sweep_is_a_claim(store: Store) -> None:
+    """What a sweeper took meanwhile is published for everybody: it is not answered unless it is leased again."""
+    made = await running(store)
+    await store.take_due(NOW + 31, NOW + 41, 10)
+    (won,) = await store.claim([made.uid], "t1", NOW + 32, NOW + 62)
+    assert (won.phase, won.token, won.due_at) == (Phase.RUNNING, "t1", NOW + 62)
+    assert await store.claim([made.uid], "t2", NOW + 33, NOW + 63) == []
+
+
 async def test_running_job_is_claimed_again_only_when_its_lease_is_over(store: Store) -> None:
     """A lease protects until its time, and not longer."""
     made = await running(store)
     assert await store.claim([made.uid], "t2", NOW + 29, NOW + 60) == []
     (won,) = await store.claim([made.uid], "t2", NOW + 30, NOW + 60)
     assert (won.token, won.claims) == ("t2", 2)
+
+
+async def test_a_renewal_that_comes_late_shortens_nothing(store: Store) -> None:
+    """Of two renewals the later time stands, in whichever order a store that hung does them."""
+    held = await running(store)
+    assert await store.renew([(held.uid, "t1")], NOW + 60) == {held.uid}
+    assert await store.renew([(held.uid, "t1")], NOW + 50) == {held.uid}
+    assert (await read(store, held.uid)).due_at == NOW + 60
 
 
 async def test_waiting_job_is_not_claimed_before_its_time(store: Store) -> None:

@@ -156,6 +156,11 @@ def claimed(job: Job, token: str, until: float) -> Job:
     return replace(job, phase=Phase.RUNNING, token=token, due_at=until, claims=job.claims + 1)
 
 
+def renewed(job: Job, until: float) -> Job:
+    """`job` whose holder goes on with it, which the caller has checked; a renewal that comes late shortens nothing."""
+    return replace(job, phase=Phase.RUNNING, due_at=max(job.due_at, until))
+
+
 def answers(leader: Job, asked_at: float, now: float, fresh_s: float) -> bool:
     """Whether the result of `leader` may serve a job of the same key that was accepted at `asked_at`.
 

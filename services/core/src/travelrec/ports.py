@@ -48,7 +48,10 @@ class Store(Protocol):
         ...
 
     async def renew(self, leases: Sequence[tuple[str, str]], until: float) -> set[str]:
-        """Extends the (uid, token) leases that still stand; answers their uids. The others have been lost."""
+        """Extends the (uid, token) leases that still stand, and shortens none; answers their uids.
+
+        The others have been lost.
+        """
         ...
 
     async def settle(self, settlements: Sequence[Settlement], now: float) -> set[str]:

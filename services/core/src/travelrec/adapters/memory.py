@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
 from travelrec import job as moves
-from travelrec.job import IDEMPOTENCY_S, Bid, Job, Phase, Settlement, Status
+from travelrec.job import IDEMPOTENCY_S, Bid, Job, Settlement, Status
 from travelrec.ports import Backlog, Group
 from travelrec.wire import Message, Signal
 
@@ -66,7 +66,7 @@ class MemoryStore:
         for uid, token in leases:
             job = self.jobs.get(uid)
             if job is not None and not job.ended and job.token == token:
-                self.jobs[uid] = replace(job, phase=Phase.RUNNING, due_at=until)
+                self.jobs[uid] = moves.renewed(job, until)
                 kept.add(uid)
         return kept
 

@@ -139,7 +139,7 @@ class MongoStore:
             free = [UpdateOne({"_id": uid, "token": None}, update) for uid in ids]
             done = await self._jobs.bulk_write(free, ordered=False)
             if done.matched_count < len(ids):  # repeats, and jobs whose lease or back-off is over
-                others = {"_id": {"$in": ids}, **_PENDING, "token": {"$ne": token}}
+                others = {"_id": {"$in": ids}, **_PENDING}
                 await self._jobs.update_many({**others, "$or": ready}, update)
         return [job for job in await self._find({"_id": {"$in": ids}}) if job.token == token]
 
@@ -150,9 +150,8 @@ class MongoStore:
             "token": {"$in": list({token for _, token in leases})},
         }
         with _translated():
-            done = await self._jobs.update_many(
-                held, {"$set": {"phase": Phase.RUNNING.value, "due_at": until}}
-            )
+            longer = {"$set": {"phase": Phase.RUNNING.value}, "$max": {"due_at": until}}
+            done = await self._jobs.update_many(held, longer)
             if done.matched_count == len(leases):
                 return {uid for uid, _ in leases}
             return {found["_id"] for found in await self._jobs.find(held, {"_id": 1}).to_list(None)}

@@ -21,7 +21,7 @@ from typing import TypeVar
 from travelrec import job as moves
 from travelrec.adapters.records import from_record, to_record
 from travelrec.errors import StoreUnavailable
-from travelrec.job import IDEMPOTENCY_S, Bid, Job, Phase, Settlement, Status
+from travelrec.job import IDEMPOTENCY_S, Bid, Job, Settlement, Status
 from travelrec.ports import Backlog
 
 Answer = TypeVar("Answer")
@@ -115,7 +115,7 @@ class SqliteStore:
             held = [
                 job for job in self._select(list(tokens)) if not job.ended and job.token == tokens[job.uid]
             ]
-            return {self._put(replace(job, phase=Phase.RUNNING, due_at=until)).uid for job in held}
+            return {self._put(moves.renewed(job, until)).uid for job in held}
 
         return await self._write(work)
 
