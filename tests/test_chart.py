@@ -115,6 +115,18 @@ class TestRendered:
             if not re.search(r"keda|coreos|gateway", manifest["apiVersion"]):
                 kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
 
+    def test_the_request_of_helm_test_is_in_it(self) -> None:
+        """`helm test` sends one request through the Service."""
+        test = one(rendered(*KIND), "Pod", "travelrec-test")
+        assert test["metadata"]["annotations"]["helm.sh/hook"] == "test"
+        assert test["spec"]["containers"][0]["args"] == [
+            "ask",
+            "Canada",
+            "winter",
+            "--url",
+            "http://travelrec-api:3000",
+        ]
+
     @pytest.mark.parametrize("values", SETS.values(), ids=SETS)
     def test_every_pod_is_restricted(self, values: tuple[str, ...]) -> None:
         """As the pod security level `restricted` asks, and more: no token, no writable root, limits of memory."""
@@ -201,6 +213,19 @@ class TestRendered:
         """A secret value stands in the Secret alone."""
         manifests = rendered(*MINE, "--set", "secrets.OPENAI_API_KEY=sk-hidden")
         assert [m["kind"] for m in manifests if "sk-hidden" in json.dumps(m)] == ["Secret"]
+
+    def test_rules_and_dashboards_are_those_of_observability(self) -> None:
+        """There is one source: what the chart installs is what `observability/` has."""
+        manifests = rendered(*EVERYTHING)
+        rules = [m["spec"] for m in manifests if m["kind"] == "PrometheusRule"]
+        files = sorted((ROOT / "observability" / "prometheus" / "rules").glob("*.yml"))
+        assert files
+        assert rules == [yaml.safe_load(file.read_text()) for file in files]
+        dashboards = one(manifests, "ConfigMap", "travelrec-dashboards")["data"]
+        source = (ROOT / "observability" / "grafana" / "dashboards").glob("*.json")
+        assert {name: json.loads(text) for name, text in dashboards.items()} == {
+            file.name: json.loads(file.read_text()) for file in source
+        }
 
     def test_every_pod_of_ours_has_a_policy(self) -> None:
         """With network policies on, one selects every pod; nothing but DNS is open to all of them."""

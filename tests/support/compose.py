@@ -12,9 +12,10 @@ from support.ports import free_port, release_port, unique_name
 from support.processes import INHERITED, make_folder, remove_folder
 
 ROOT = Path(__file__).parents[2]
-COPIED = ("docker-compose.yml", "Dockerfile", ".dockerignore", "docker", "loadtest", "observability")
-COPIED_TOO = ("pyproject.toml", "uv.lock", "services")
-NAMES = (*COPIED, *COPIED_TOO)
+COPIED = (
+    *("docker-compose.yml", "Dockerfile", ".dockerignore", "docker", "loadtest", "observability"),
+    *("pyproject.toml", "uv.lock", "services", "tests/pyproject.toml"),
+)
 OF_DOCKER = ("DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_CONFIG", "COMPOSE_BAKE", "DOCKER_BUILDKIT")
 
 
@@ -25,11 +26,12 @@ class Compose:
         self.name = unique_name("travelrec")
         self.ports = {"3000": free_port(), "8080": free_port()}
         self._folder = make_folder("compose")
-        for name in NAMES:
+        for name in COPIED:
             if (ROOT / name).is_dir():
-                ignored = shutil.ignore_patterns("__pycache__", ".travelrec", "tests")
+                ignored = shutil.ignore_patterns("__pycache__", ".travelrec", ".venv", "out", "tests")
                 shutil.copytree(ROOT / name, self._folder / name, ignore=ignored)
-            elif (ROOT / name).exists():
+            else:
+                (self._folder / name).parent.mkdir(exist_ok=True)
                 shutil.copy2(ROOT / name, self._folder / name)
         (self._folder / ".env").write_text("".join(f"{k}={v}\n" for k, v in settings.items()))
         self.tag = self.name.rpartition("-")[2]
