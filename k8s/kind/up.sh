@@ -80,4 +80,4 @@ step "load images" load_images
 step "KEDA $KEDA" install_keda
 step "chart" install_chart
 step "helm test" helm test travelrec --namespace "$NAMESPACE"
-printf '\nThe API is on http://localhost:30080: `task smoke -- --url http://localhost:30080`. `task kind:down` removes the cluster. (%d s)\n' $SECONDS
+printf '\nThe API is on http://localhost:30080 (task smoke -- --url http://localhost:30080); task kind:down removes the cluster. (%d s)\n' $SECONDS
