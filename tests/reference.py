@@ -108,12 +108,16 @@ class Reference:
             self._change(uid, phase=Phase.QUEUED if queued else Phase.DUE, due_at=until)
         return [self.jobs[uid] for uid in uids]
 
-    def purge(self, uids: set[str], now: float) -> None:
-        """`purge` after the store has chosen."""
+    def forgettable(self, now: float) -> set[str]:
+        return {key for key, (_, at) in self.leads.items() if at <= now - self._retention_s}
+
+    def purge(self, uids: set[str], keys: set[str]) -> None:
+        """`purge` after the store has chosen jobs and leads."""
         for uid in uids:
             del self.jobs[uid]
             self._settled.pop(uid, None)
-        self.leads = {key: one for key, one in self.leads.items() if one[1] > now - self._retention_s}
+        for key in keys:
+            del self.leads[key]
 
     def lead(self, bid: Bid, now: float) -> list[str]:
         if bid.key not in self.leads or self.leads[bid.key][0] == bid.instead_of:

@@ -238,13 +238,16 @@ class JobLife(RuleBasedStateMachine):
 
     @rule(limit=st.sampled_from((1, ALL)))
     def purge(self, limit: int) -> None:
-        may_go = self.model.purgeable(self.now)
+        may_go, may_be_forgotten = self.model.purgeable(self.now), self.model.forgettable(self.now)
         before = set(self.model.jobs)
         count = self.run(self.store.purge(self.now, limit))
         gone = before - set(self.run(self.store.get(list(before))))
         assert gone <= may_go
         assert count == len(gone) == min(limit, len(may_go))
-        self.model.purge(gone, self.now)
+        forgotten = self.model.leads.keys() - self.run(self.store.leaders(list(self.model.leads) or ["a"]))
+        assert forgotten <= may_be_forgotten
+        assert len(forgotten) >= min(limit, len(may_be_forgotten))
+        self.model.purge(gone, forgotten)
 
     @rule(key=st.sampled_from("ab"), index=places, instead=st.none() | places, times=times)
     def lead(self, key: str, index: int, instead: int | None, times: int) -> None:
