@@ -2,11 +2,15 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import KafkaError
+from pymongo import AsyncMongoClient
+from pymongo.errors import PyMongoError
 
 from chaos.arena import Arena
 from chaos.history import History, Incident
@@ -18,6 +22,7 @@ WRITTEN_S = 0.2  # by then the MongoDB of the tests has on disk what it has ackn
 SLOW_S = 0.2
 ENDS_WITHIN_S = 60.0
 LOOK_S = 0.1
+LATE_S = 1.0
 
 
 class Faults:
@@ -29,6 +34,7 @@ class Faults:
         self._say = say
         self._began = time.time()
         self._suffering: set[str] = set()
+        self._begun = Counter[str]()  # target → how many faults
 
     async def cause(self, due: Due) -> None:
         """One fault from its beginning to its end; nothing when each of its targets suffers another."""
@@ -38,6 +44,7 @@ class Faults:
             return
         target = free[int(due.pick * len(free))]
         self._suffering.add(target)
+        self._begun[target] += 1
         self._tell(f"{item.name} {target}" + (f" for {item.seconds:g} s" if item.seconds else ""))
         began = time.time()
         try:
@@ -59,6 +66,21 @@ class Faults:
                     self._history.incidents.append(Incident("died", process.name, now - LOOK_S, now))
                     process.start()
             await asyncio.sleep(LOOK_S)
+
+    async def watch_store(self) -> None:
+        """Until cancelled: notes when MongoDB is late by itself, as on a machine that has too much to do."""
+        async with AsyncMongoClient[dict[str, Any]](self._arena.mongo.url) as client:
+            while True:
+                await asyncio.sleep(LOOK_S)
+                if "store" in self._suffering:
+                    continue
+                began, faults = time.time(), self._begun["store"]
+                with suppress(PyMongoError):
+                    await client.admin.command("ping")
+                    now = time.time()
+                    if now - began > LATE_S and self._begun["store"] == faults:
+                        self._tell(f"MongoDB was late by {now - began:.1f} s")
+                        self._history.incidents.append(Incident("store-late", "store", began, now))
 
     async def _do(self, item: Item, target: str) -> float:
         """Returns, once what was away is back, when the fault was over: of a killed process, when it was gone."""

@@ -10,7 +10,9 @@ from travelrec.fake_openai.suggestions import suggestions
 CLOCK_S = 0.05  # between noting a moment and the moment
 MARGIN_S = 1.0  # leases are renewed when a third of them is over, and on a busy machine a little later
 ENDS = ("completed", "failed", "cancelled")
-STORE_AWAY = frozenset({"store-kill", "store-restart", "store-freeze", "store-cut", "store-hang"})
+STORE_AWAY = frozenset(
+    {"store-kill", "store-restart", "store-freeze", "store-cut", "store-hang", "store-late"}
+)
 
 Body = Mapping[str, Any]
 
@@ -69,7 +71,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Incident:
-    """A fault that came to pass, or a process that `died` by itself."""
+    """A fault that came to pass, a process that `died` by itself, or a store that was `late` by itself."""
 
     fault: str
     target: str

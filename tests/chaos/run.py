@@ -92,7 +92,8 @@ async def run(plan: Plan, say: Callable[[str], None], show: Callable[[Counter[st
         )
         faults = Faults(deployed, history, say)
         async with asyncio.TaskGroup() as group:
-            helpers = [group.create_task(faults.supervise()), group.create_task(_shown(clients, show))]
+            watching = (faults.supervise(), faults.watch_store(), _shown(clients, show))
+            helpers = [group.create_task(one) for one in watching]
             began = time.time()
             async with _causing(faults, plan):
                 await clients.ask(group)
