@@ -373,6 +373,7 @@ def test_the_uid_can_be_copied(service, new_visitor):
     visitor = new_visitor(service, permissions=["clipboard-read", "clipboard-write"])
     visitor.visit()
     uid = visitor.ask("Spain", "Winter")
+    visitor.sees("completed")  # which is announced, too
     visitor.page.get_by_role("button", name="Copy").click()
     visitor.is_told("copied")
     assert visitor.page.evaluate("navigator.clipboard.readText()") == uid
