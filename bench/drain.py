@@ -1,7 +1,8 @@
 """Drain: N queued jobs at a model of L seconds and C in flight, against the ideal N·L/C; CPU per job, peak memory.
 
-One worker, beside a bare asyncio loop that makes the same calls with the same SDK over aiohttp, against the same
-offline model, in turn. The clock runs from the publish of the messages to the last job's end in the store.
+One worker beside two floors, in turn, with the same clients against the same servers: a bare asyncio loop that makes
+the model calls and nothing else, and a plain pipeline that does for each job what any correct worker must (see
+`bench.plain`). The clock runs from the publish of the messages to the last job's end in the store.
 """
 
 import asyncio
@@ -10,19 +11,21 @@ import resource
 import sys
 import time
 from contextlib import AsyncExitStack
+from statistics import median
 
 import aiohttp
 import psutil
 import uvloop
 
+from bench.plain import PlainPipeline
 from bench.report import Row, table
-from support import Kafka, Mongo, Process, free_port
+from support import Kafka, Mongo, Process, free_port, unique_name
 from travelrec.adapters.kafka import KafkaBroker
 from travelrec.adapters.mongo import MongoStore
 from travelrec.adapters.openai import OpenAIModel
 from travelrec.job import Job, Status, new_uid
 from travelrec.kinds.recommendation.run import run as recommend
-from travelrec.wire import JOBS_TOPIC, encode_job
+from travelrec.wire import JOBS_TOPIC, SIGNALS_TOPIC, encode_job
 
 
 def _jobs(count: int, now: float) -> list[Job]:
@@ -33,6 +36,23 @@ def _jobs(count: int, now: float) -> list[Job]:
     ]
 
 
+async def _accepted(store: MongoStore, count: int) -> list[Job]:
+    jobs = _jobs(count, time.time())
+    for start in range(0, count, 200):
+        await store.accept(jobs[start : start + 200], time.time())
+    return jobs
+
+
+async def _all_completed(store: MongoStore, uids: list[str]) -> float:
+    """The time of the last end."""
+    ends = []
+    for start in range(0, len(uids), 200):
+        jobs = await store.get(uids[start : start + 200])
+        assert all(job.status is Status.COMPLETED for job in jobs.values())
+        ends += [job.ended_at or 0.0 for job in jobs.values()]
+    return max(ends)
+
+
 async def _drained(store: MongoStore, uids: list[str], port: int, finished: int) -> float:
     """The time of the last end, once the worker at `port` says it has `finished` so many since its start."""
     async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http:
@@ -41,13 +61,8 @@ async def _drained(store: MongoStore, uids: list[str], port: int, finished: int)
                 found = re.search(r'jobs_finished_total{.*outcome="completed"} (\S+)', await response.text())
             if found and float(found[1]) >= finished:
                 break
-            await asyncio.sleep(0.25)
-    ends = []
-    for start in range(0, len(uids), 200):
-        jobs = await store.get(uids[start : start + 200])
-        assert all(job.status is Status.COMPLETED for job in jobs.values())
-        ends += [job.ended_at or 0.0 for job in jobs.values()]
-    return max(ends)
+            await asyncio.sleep(1.0)
+    return await _all_completed(store, uids)
 
 
 async def _worker(
@@ -71,9 +86,7 @@ async def _worker(
         process = psutil.Process(worker.pid)
         finished = 0
         for size in (2 * concurrency, count):  # the first round warms everything up
-            jobs = _jobs(size, time.time())
-            for start in range(0, size, 200):
-                await store.accept(jobs[start : start + 200], time.time())
+            jobs = await _accepted(store, size)
             await asyncio.sleep(1.0)  # let the servers finish writing before the clock runs
             finished += size
             cpu, began = sum(process.cpu_times()[:2]), time.time()
@@ -81,6 +94,33 @@ async def _worker(
             seconds = await _drained(store, [job.uid for job in jobs], port, finished) - began
         cpu = sum(process.cpu_times()[:2]) - cpu
         return seconds, cpu / count * 1000, process.memory_info().rss / 1e6
+
+
+async def _plain(
+    count: int, concurrency: int, model_url: str, kafka: Kafka, mongo: Mongo
+) -> tuple[float, float, float]:
+    topic = unique_name("plain")
+    async with AsyncExitStack() as stack:
+        broker = await stack.enter_async_context(KafkaBroker.opened(kafka.address))
+        store = await stack.enter_async_context(MongoStore.opened(mongo.url + "bench", timeout_s=30))
+        model = await stack.enter_async_context(
+            OpenAIModel.opened(api_key="x", base_url=model_url, model="m", connections=concurrency)
+        )
+        for name in (topic, SIGNALS_TOPIC):
+            await broker.publish(name, [])  # makes it
+        pipeline = await stack.enter_async_context(
+            PlainPipeline.opened(kafka.address, topic, mongo.url, "bench", model, concurrency)
+        )
+        for size in (2 * concurrency, count):
+            jobs = await _accepted(store, size)
+            await asyncio.sleep(1.0)
+            messages = [encode_job(job) for job in jobs]
+            cpu, began = time.process_time(), time.time()
+            await broker.publish(topic, messages)
+            ends = await pipeline.done(size)
+        cpu = time.process_time() - cpu
+        await _all_completed(store, [job.uid for job in jobs])
+    return ends - began, cpu / count * 1000, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
 async def _bare(count: int, concurrency: int, model_url: str) -> tuple[float, float, float]:
@@ -101,13 +141,11 @@ async def _bare(count: int, concurrency: int, model_url: str) -> tuple[float, fl
     return seconds, cpu / count * 1000, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
-def run(count: int = 2000, latency_s: float = 0.5, concurrency: int = 200, rounds: int = 2) -> str:
+def run(count: int = 2000, latency_s: float = 0.5, concurrency: int = 200, rounds: int = 3) -> str:
     """The table."""
     ideal = count * latency_s / concurrency
-    results: dict[str, list[tuple[float, float, float]]] = {
-        "bare asyncio loop over aiohttp": [],
-        "travelrec worker": [],
-    }
+    bare, plain, worker = "bare loop: model calls only", "plain pipeline", "travelrec worker"
+    results: dict[str, list[tuple[float, float, float]]] = {bare: [], plain: [], worker: []}
     with Kafka(jvm=("-Xmx1g",)) as kafka, Mongo() as mongo:
         model_port = free_port()
         command = ["fake-openai", "--port", str(model_port), "--latency", str(latency_s)]
@@ -115,19 +153,22 @@ def run(count: int = 2000, latency_s: float = 0.5, concurrency: int = 200, round
             asyncio.run(model.wait_for_http(f"http://127.0.0.1:{model_port}/healthz"))
             url = f"http://127.0.0.1:{model_port}/v1"
             for _ in range(rounds):
-                results["bare asyncio loop over aiohttp"].append(uvloop.run(_bare(count, concurrency, url)))
-                results["travelrec worker"].append(uvloop.run(_worker(count, concurrency, url, kafka, mongo)))
+                results[bare].append(uvloop.run(_bare(count, concurrency, url)))
+                results[plain].append(uvloop.run(_plain(count, concurrency, url, kafka, mongo)))
+                results[worker].append(uvloop.run(_worker(count, concurrency, url, kafka, mongo)))
     rows = [
         Row(
             name,
             {
-                "seconds": f"{best[0]:.2f}",
-                "of the ideal": f"{best[0] / ideal:.2f}",
-                "CPU ms/job": f"{best[1]:.2f}",
-                "memory MB": f"{best[2]:.0f}",
+                "seconds": f"{min(run[0] for run in runs):.2f}",
+                "of the ideal": f"{min(run[0] for run in runs) / ideal:.2f}",
+                "CPU ms/job": f"{median(run[1] for run in runs):.2f}",
+                "memory MB": f"{median(run[2] for run in runs):.0f}",
             },
         )
         for name, runs in results.items()
-        for best in [min(runs)]
     ]
+    for floor in (bare, plain):
+        ratios = [ours[1] / theirs[1] for ours, theirs in zip(results[worker], results[floor], strict=True)]
+        rows.append(Row(f"worker / {floor} (median of rounds)", {"CPU ms/job": f"{median(ratios):.2f}"}))
     return table(rows)
