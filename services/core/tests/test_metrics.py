@@ -6,7 +6,7 @@ import pytest
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from travelrec import metrics
+from travelrec import metrics, tracing
 
 ALL = [metric for metric in vars(metrics).values() if isinstance(metric, MetricWrapperBase)]
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -33,8 +33,9 @@ def test_every_metric_says_what_it_is(metric: MetricWrapperBase) -> None:
 )
 def test_an_exemplar_is_a_recorded_trace(parent: str, found: dict[str, str] | None) -> None:
     """What a caller sent is taken only if it is a trace context, and only if the trace is recorded."""
-    assert metrics.exemplar({"traceparent": parent}) == found
-    assert metrics.exemplar({}) is None
+    assert tracing.exemplar({"traceparent": parent}) == found
+    assert tracing.trace_id({"traceparent": parent}) == (TRACE if TRACE in parent else None)
+    assert tracing.exemplar({}) is None
 
 
 def test_a_scraper_that_asks_for_openmetrics_sees_exemplars() -> None:

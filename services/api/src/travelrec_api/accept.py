@@ -82,7 +82,7 @@ class Accepter:
         if standing.uid != job.uid:
             return standing, True
         self._accepted[kind].inc()
-        self._accept_s[kind].observe(time.perf_counter() - began, metrics.exemplar(headers))
+        self._accept_s[kind].observe(time.perf_counter() - began, tracing.exemplar(headers))
         if job.ended:
             metrics.CACHE_HITS.labels("accept").inc()
             metrics.FINISHED.labels(kind, job.status.value).inc()

@@ -6,8 +6,6 @@ Histograms that are given a trace as `exemplar` show it in the OpenMetrics forma
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Mapping
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.exposition import choose_encoder
@@ -154,17 +152,6 @@ DEPENDENCY_UP = Gauge(
 )
 SWEPT = Counter("travelrec_sweeper_published_total", "Messages published by the sweeper.")
 PURGED = Counter("travelrec_jobs_purged_total", "Ended jobs deleted after their retention.")
-
-_TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]([13579bdf])")
-
-
-def exemplar(headers: Mapping[str, str]) -> dict[str, str] | None:
-    """What to `observe` beside a value: the trace that the `traceparent` of a job names, if it is recorded."""
-    parent = headers.get("traceparent")
-    if parent is None:
-        return None
-    found = _TRACEPARENT.fullmatch(parent)
-    return {"trace_id": found[1]} if found else None
 
 
 def exposition(accept: str) -> tuple[bytes, str]:

@@ -1,7 +1,7 @@
 """Logs: one JSON object a line, or a readable line on a terminal; every library's log in the same stream.
 
-Our own lines go straight to the stream: through the standard library's logging each would cost five times as much,
-and there is one for every request and every job.
+Our own lines go straight to the stream: through the standard library's logging each would cost nearly three times as
+much (23 µs of CPU instead of 8), and there is one for every request and every job.
 """
 
 from __future__ import annotations

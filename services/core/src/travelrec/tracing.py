@@ -9,6 +9,7 @@ unsampled trace costs nothing more.
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ from travelrec.errors import BadSetting
 _W3C = TraceContextTextMapPropagator()
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 _FLUSH_S = 2.0
+_TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]([0-9a-f])")
 _ODD = frozenset("13579bdf")  # the last digit of the flags, whose last bit says that the trace is sampled
 _tracer: Tracer | None = None  # of this process, set by `exported` as logging is by its configuration
 
@@ -103,9 +105,7 @@ def started(
 
     Where the trace of `parent` is not sampled it is one that records nothing and belongs to no trace.
     """
-    if _tracer is None:
-        return INVALID_SPAN
-    if not sampled(parent):
+    if _tracer is None or not sampled(parent):
         return INVALID_SPAN
     context = parent.get_span_context() if isinstance(parent, Span) else _context(parent)
     return _tracer.start_span(
@@ -195,9 +195,15 @@ def carried(span: Span) -> dict[str, str]:
 
 
 def trace_id(headers: Mapping[str, str]) -> str | None:
-    """The 32 hex digits of the trace whose span `headers` carry."""
-    fields = headers.get("traceparent", "").split("-")
-    return fields[1] if len(fields) >= 4 else None  # noqa: PLR2004 - version, trace, span, flags
+    """The 32 hex digits of the trace whose span `headers` carry; None where a caller's are no trace context."""
+    found = _TRACEPARENT.fullmatch(headers.get("traceparent", ""))
+    return found[1] if found else None
+
+
+def exemplar(headers: Mapping[str, str]) -> dict[str, str] | None:
+    """What to `observe` beside a value: the trace whose span `headers` carry, if it is recorded."""
+    found = _TRACEPARENT.fullmatch(headers.get("traceparent", ""))
+    return {"trace_id": found[1]} if found and found[2] in _ODD else None
 
 
 def _context(headers: Mapping[str, str]) -> SpanContext:

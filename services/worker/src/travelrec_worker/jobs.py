@@ -57,19 +57,19 @@ from travelrec_worker.story import Story
 log = structlog.get_logger(__name__)
 
 
+_STORE_RETRY_S = 0.25
+_LATE_CLAIM_S = 5.0  # how long a worker that ends waits for a claim, to hand the job back
+_AHEAD = 2  # half as many jobs again are claimed before a call is free for them
+_UNKNOWN_KIND_S = 30.0  # a newer release may be about to take over
+_CLAIMS_PER_ATTEMPT = 4  # a job that keeps killing its worker is given up
+
+
 class _Ended(NamedTuple):
     """What a run of `job` came to, and the traceparent of its span if it has one."""
 
     job: Job
     outcome: Outcome
     trace: str | None = None
-
-
-_STORE_RETRY_S = 0.25
-_LATE_CLAIM_S = 5.0  # how long a worker that ends waits for a claim, to hand the job back
-_AHEAD = 2  # half as many jobs again are claimed before a call is free for them
-_UNKNOWN_KIND_S = 30.0  # a newer release may be about to take over
-_CLAIMS_PER_ATTEMPT = 4  # a job that keeps killing its worker is given up
 
 
 class Jobs:
@@ -161,7 +161,7 @@ class Jobs:
         """Runs or follows; None when the job was cancelled or lost: nothing is left to write."""
         metrics.CLAIMED.labels(job.kind).inc()
         metrics.WAIT_SECONDS.labels(job.kind).observe(
-            max(0.0, time.time() - job.created_at), metrics.exemplar(job.headers)
+            max(0.0, time.time() - job.created_at), tracing.exemplar(job.headers)
         )
         settled_already = self._without_run(job)
         if settled_already is not None:
@@ -353,7 +353,7 @@ class Jobs:
                 status = Status.COMPLETED if isinstance(outcome, Completed) else Status.FAILED
                 metrics.FINISHED.labels(job.kind, status.value).inc()
                 metrics.JOB_SECONDS.labels(job.kind, status.value).observe(
-                    max(0.0, now - job.created_at), metrics.exemplar(job.headers)
+                    max(0.0, now - job.created_at), tracing.exemplar(job.headers)
                 )
                 self._announcements.post(Signal(job.uid, status, trace))
         return [each.job.uid in stood for each in ended]
