@@ -44,6 +44,12 @@ class Plan:
         return {**({} if self.zipf else {"RECOMMENDATION_CACHE_TTL": "0"}), **self.settings}
 
     @property
+    def is_shared(self) -> bool:
+        """Whether an answer serves its key for the whole run."""
+        ttl = self.env.get("RECOMMENDATION_CACHE_TTL")
+        return ttl is None or float(ttl) >= Settings.model_fields["recommendation_cache_ttl_s"].default
+
+    @property
     def lease_s(self) -> float:
         """The workers' JOB_LEASE."""
         return float(self.settings.get("JOB_LEASE", Settings.model_fields["lease_s"].default))
@@ -71,7 +77,7 @@ class Report:
 async def run(plan: Plan, say: Callable[[str], None], show: Callable[[Counter[str]], None]) -> Report:
     """Runs `plan`; `say` is told each fault, `show` twice a second how far the clients are."""
     networks = sorted({item.fault.target for item in plan.faults if item.fault.is_of_the_network})
-    history = History(plan.lease_s, shared=plan.zipf is not None)
+    history = History(plan.lease_s, shared=plan.is_shared)
     async with (
         arena(
             networks, apis=plan.apis, workers=plan.workers, latency_s=plan.latency_s, **plan.env
