@@ -279,6 +279,21 @@ async def test_kafka_comes_back(new_kafka) -> None:  # type: ignore[no-untyped-d
 
 
 @pytest.mark.real("kafka")
+async def test_a_long_partition_holds_up_no_other(kafka_server, topic: str) -> None:  # type: ignore[no-untyped-def]
+    """A take has something of every partition that has something, however much waits in one of them."""
+    from travelrec.adapters.kafka import KafkaBroker
+
+    async with KafkaBroker.opened(kafka_server.address, partitions=3, timeout_s=10.0) as broker:
+        await broker.publish(topic, [Message(b"", key="many") for _ in range(1000)])
+        await broker.publish(topic, [Message(b"", key=f"few {n}") for n in range(9)])
+        async with broker.subscribe(topic, "g") as subscription:
+            taken = await take_all(subscription, 300, limit=30)
+            few = {d.message.key for d in taken} - {"many"}
+            assert len(few) == 7, "all whose partition is another one"
+            assert len(await subscription.take(300, 1.0)) == 300, "and one alone may fill a take"
+
+
+@pytest.mark.real("kafka")
 async def test_take_ends_in_time_while_kafka_assigns_anew(kafka_server, topic: str) -> None:  # type: ignore[no-untyped-def]
     """A member that waits for another one's consent to a rebalance is not held up in its turn."""
     from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener

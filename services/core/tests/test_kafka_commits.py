@@ -24,7 +24,7 @@ class Consumer:
     def assignment(self) -> set[TopicPartition]:
         return {PLACE}
 
-    async def getmany(self, **_: object) -> dict[TopicPartition, list[object]]:
+    async def getmany(self, *_: object, **__: object) -> dict[TopicPartition, list[object]]:
         return {PLACE: [SimpleNamespace(offset=0, value=b"", headers=(), key=None)]}
 
     async def commit(self, offsets: dict[TopicPartition, SimpleNamespace]) -> None:

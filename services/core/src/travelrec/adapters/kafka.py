@@ -322,29 +322,45 @@ class _KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]  # ai
         self._offsets: dict[TopicPartition, Offsets] = {}
         self._id: str | None = None
         self._is_replaced = False
+        self._turn = itertools.count()
         self._dirty = asyncio.Event()
         self._committing = asyncio.create_task(self._commit_now_and_then())
 
     async def take(self, limit: int, timeout_s: float) -> list[_KafkaDelivery]:
         if self._is_named and self._is_replaced:
             raise BrokerUnavailable("Kafka: another has this member's name, or it was missed for too long")
-        # none: a turn that drains nothing, resets the clock of max.poll.interval and keeps the buffer
-        wanted = [_NOWHERE] if limit <= 0 else []
+        deliveries: list[_KafkaDelivery] = []
         with _translated(BrokerUnavailable):
             try:
                 async with asyncio.timeout(timeout_s + _ASSIGN_S):  # getmany's own begins after a rebalance
-                    found = await self._consumer.getmany(
-                        *wanted, timeout_ms=int(timeout_s * 1000), max_records=max(limit, 1)
-                    )
+                    if limit <= 0:
+                        # a turn that drains nothing, resets the clock of max.poll.interval and keeps the buffer
+                        await self._consumer.getmany(_NOWHERE, timeout_ms=0)
+                        return []
+                    await self._drain(limit, timeout_s, deliveries)
             except TimeoutError:
-                return []
-        deliveries = []
+                pass
+        return deliveries
+
+    async def _drain(self, limit: int, timeout_s: float, deliveries: list[_KafkaDelivery]) -> None:
+        """A share of each partition, so that a long one holds up no other; then of whichever has more, or the next."""
+        places = list(self._consumer.assignment())
+        share = max(1, limit // max(1, len(places)))
+        first = next(self._turn) % max(1, len(places))
+        for place in places[first:] + places[:first]:
+            found = await self._consumer.getmany(place, timeout_ms=0, max_records=share)
+            self._deliver(found, deliveries)
+            if len(deliveries) >= limit:
+                return
+        left, wait_ms = limit - len(deliveries), 0 if deliveries else int(timeout_s * 1000)
+        self._deliver(await self._consumer.getmany(timeout_ms=wait_ms, max_records=left), deliveries)
+
+    def _deliver(self, found: Any, deliveries: list[_KafkaDelivery]) -> None:
         for place, records in found.items():
             offsets = self._offsets.setdefault(place, Offsets())
             for record in records:
                 offsets.taken(record.offset)
                 deliveries.append(_KafkaDelivery(_message(record), record.offset, offsets, self))
-        return deliveries
 
     def wake(self) -> None:
         self._dirty.set()
