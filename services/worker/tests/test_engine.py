@@ -1,6 +1,8 @@
 """The consumer engine: what it takes, what it leaves unacknowledged, and how it ends."""
 
 import asyncio
+import random
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
@@ -61,8 +63,8 @@ class Broker(MemoryBroker):
             yield Watched(subscription, self)
         self.leaves += 1
 
-    async def send(self, *texts: str) -> None:
-        await self.publish(TOPIC, [Message(text.encode()) for text in texts])
+    async def send(self, *texts: str, key: str | None = None) -> None:
+        await self.publish(TOPIC, [Message(text.encode(), key=key) for text in texts])
 
     async def left_over(self) -> list[str]:
         """What another member of the group gets."""
@@ -106,7 +108,9 @@ class Handler:
 class World:
     """A broker, a handler and one engine between them."""
 
-    def __init__(self, *, concurrency: int = 3, held: bool = False, early: bool = False) -> None:
+    def __init__(
+        self, *, concurrency: int = 3, held: bool = False, early: bool = False, in_key_order: bool = False
+    ) -> None:
         self.broker = Broker()
         self.handler = Handler(held=held)
         self.intake = asyncio.Event()
@@ -120,6 +124,7 @@ class World:
             intake=self.intake,
             progress=Progress(5.0),
             early=early,
+            in_key_order=in_key_order,
         )
 
     @asynccontextmanager
@@ -383,3 +388,85 @@ async def test_a_cancelled_engine_leaves_nothing_behind() -> None:
         await running
     assert (world.handler.in_flight, world.engine.in_flight) == (0, 0)
     assert sorted(world.handler.cancelled) == ["a", "b"]
+
+
+# --- in key order -------------------------------------------------------------------------------------
+
+
+async def test_messages_of_one_key_are_handled_one_after_the_other() -> None:
+    """In the order taken, while other keys and messages without one go on beside them."""
+    world = World(concurrency=40, in_key_order=True)
+    running, done = Counter[str | None](), list[tuple[str | None, int]]()
+
+    async def handle(delivery: Delivery) -> None:
+        key = delivery.message.key
+        running[key] += 1
+        assert key is None or running[key] == 1
+        for _ in range(random.randrange(5)):
+            await asyncio.sleep(0)
+        done.append((key, int(delivery.message.value)))
+        running[key] -= 1
+        delivery.acknowledge()
+
+    world.engine._handle = handle
+    async with world.running():
+        for number in range(200):
+            await world.broker.send(str(number), key=random.choice(["a", "b", "c", None]))
+        await eventually(lambda: len(done) == 200)
+    for name in "abc":
+        numbers = [number for key, number in done if key == name]
+        assert numbers == sorted(numbers)
+    assert await world.broker.left_over() == []
+
+
+async def test_a_slow_key_holds_up_no_other() -> None:
+    """What waits behind a slow handler waits alone."""
+    world = World(concurrency=10, held=True, in_key_order=True)
+    async with world.running():
+        await world.broker.send("slow", "behind", key="a")
+        await world.broker.send("b", key="b")
+        await eventually(lambda: sorted(world.handler.begun) == ["b", "slow"])
+        world.handler.go.set()
+        await eventually(lambda: sorted(world.handler.ended) == ["b", "behind", "slow"])
+
+
+async def test_what_waits_for_its_turn_has_a_place() -> None:
+    """The messages of one busy key are not taken without bound."""
+    world = World(concurrency=3, held=True, in_key_order=True)
+    async with world.running():
+        await world.broker.send(*map(str, range(10)), key="a")
+        await eventually(lambda: world.broker.limits.count(0) > 3)
+        group = world.broker._group(TOPIC, GROUP)
+        assert (world.handler.begun, len(group.ready)) == (["0"], 7)
+        world.handler.go.set()
+        await eventually(lambda: len(world.handler.ended) == 10)
+    assert world.handler.begun == [str(number) for number in range(10)]
+
+
+async def test_what_waits_for_its_turn_goes_to_the_next_member() -> None:
+    """An engine that is told to end, or that loses its group, begins nothing more of what it has taken."""
+    for away in (False, True):
+        world = World(concurrency=10, held=True, in_key_order=True)
+        async with world.running(grace_s=20.0) as task:
+            await world.broker.send("a", "b", "c", key="a")
+            await eventually(lambda world=world: world.handler.begun == ["a"])
+            if away:
+                world.broker.away = True
+                await eventually(lambda world=world: not world.engine.joined.is_set())
+            world.engine.stop()
+            world.handler.go.set()
+            async with asyncio.timeout(5):
+                await task
+        world.broker.away = False
+        assert world.handler.begun == ["a"]
+        assert [text for text in await world.broker.left_over() if text != "a"] == ["b", "c"]
+
+
+async def test_a_failed_message_lets_the_next_of_its_key_go_on() -> None:
+    """It stays unacknowledged and comes again; its key is not stopped."""
+    world = World(concurrency=10, in_key_order=True)
+    world.handler.fails = {"bad"}
+    async with world.running():
+        await world.broker.send("bad", "good", key="a")
+        await eventually(lambda: world.handler.ended == ["good"])
+    assert await world.broker.left_over() == ["bad"]

@@ -7,6 +7,7 @@ What is unacknowledged when the engine ends is delivered to another member of th
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
@@ -29,6 +30,9 @@ class Engine:
     Handlers that acknowledge `early` are waited for after the group was left, so that nobody waits for them; others
     before that, or what they are about to acknowledge would be delivered again. While `intake` is not set nothing is
     taken, and the broker is told that this member is alive; to leave its messages to others there is `shed`.
+
+    `in_key_order` messages of one key are handled one after the other, in the order taken. Those that wait for their
+    turn have a place as well, so that one busy key may take them all.
     """
 
     def __init__(
@@ -42,6 +46,7 @@ class Engine:
         intake: asyncio.Event,
         progress: Progress,
         early: bool = False,
+        in_key_order: bool = False,
     ) -> None:
         self._broker = broker
         self._topic = topic
@@ -51,7 +56,10 @@ class Engine:
         self._intake = intake
         self._progress = progress
         self._early = early
+        self._in_key_order = in_key_order
         self._running: set[asyncio.Task[None]] = set()
+        self._lanes: dict[str, deque[Delivery]] = {}  # key → what waits behind the one that runs
+        self._queued = 0
         self._stopping = asyncio.Event()
         self._freed = asyncio.Event()
         self._membership: asyncio.Timeout | None = None
@@ -116,6 +124,9 @@ class Engine:
             self.joined.clear()
         finally:
             self._membership = None
+            for lane in self._lanes.values():  # the next member gets them
+                self._queued -= len(lane)
+                lane.clear()
 
     def _end_membership(self) -> None:
         if self._membership is not None and not self._membership.expired():
@@ -125,22 +136,44 @@ class Engine:
         with self._progress.calling(f"taking from {self._topic}", calls=2, pause_s=_TURN_S) as turn:
             while not self._stopping.is_set():
                 self._progress.moved(turn)
-                free = self._concurrency - len(self._running)
+                free = self._concurrency - len(self._running) - self._queued
                 if free <= 0 or not self._intake.is_set():
-                    await self._wait_to_take(free)
-                    await subscription.take(0, 0.0)
+                    if not await self._may_take(free):
+                        await subscription.take(0, 0.0)
                     continue
                 for delivery in await subscription.take(free, _TAKE_S):
                     self._start(delivery)
 
     def _start(self, delivery: Delivery) -> None:
-        task = asyncio.create_task(self._supervise(delivery))
+        key = delivery.message.key if self._in_key_order else None
+        if key is None:
+            task = asyncio.create_task(self._supervise(delivery))
+        elif key not in self._lanes:
+            self._lanes[key] = deque()
+            task = asyncio.create_task(self._in_turn(key, delivery))
+        else:
+            self._lanes[key].append(delivery)
+            self._queued += 1
+            return
         self._running.add(task)
         task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
         self._freed.set()
+
+    async def _in_turn(self, key: str, delivery: Delivery) -> None:
+        lane = self._lanes[key]
+        try:
+            await self._supervise(delivery)
+            while lane and not self._stopping.is_set():
+                delivery = lane.popleft()
+                self._queued -= 1
+                self._freed.set()
+                await self._supervise(delivery)
+        finally:
+            self._queued -= len(lane)
+            del self._lanes[key]
 
     async def _supervise(self, delivery: Delivery) -> None:
         try:
@@ -150,12 +183,15 @@ class Engine:
         ):  # the process is supervised here: nothing is acknowledged, so the message comes again
             log.exception("handler failed", topic=self._topic)
 
-    async def _wait_to_take(self, free: int) -> None:
-        """Waits for one of the two hindrances to go, but no longer than the broker may be left without a word."""
+    async def _may_take(self, free: int) -> bool:
+        """Whether a hindrance has gone within the time that the broker may be left without a word."""
+        hindrance = self._freed if free <= 0 else self._intake
         if free <= 0:
             self._freed.clear()
         with suppress(TimeoutError):
-            await asyncio.wait_for((self._freed if free <= 0 else self._intake).wait(), _TURN_S)
+            async with asyncio.timeout(_TURN_S):
+                return await hindrance.wait()
+        return False
 
     async def _finish(self, grace_s: float) -> None:
         if self._running and grace_s > 0:
