@@ -64,7 +64,7 @@ def run(seed: int) -> Outcome:
     with (
         simulated(seed) as loop,
         mock.patch.object(worker, "kinds", return_value=KINDS),
-        mock.patch.multiple(gate, _LAST=GUARDED, _ALIKE=1.0, _PROBES=1),
+        mock.patch.multiple(gate, _LAST=GUARDED, _ALIKE=1.0, _TRIAL_S=2.0, _PROBES=1),
     ):
         world = World(loop, seed)
         try:

@@ -112,7 +112,7 @@ BREAKER = Gauge(
 )
 GUARD = Gauge(
     "travelrec_guard",
-    "Guard before all runs: 0 closed, 1 probes are on their way, 2 open, because nearly all jobs failed alike.",
+    "Guard before all runs: 0 closed; when nearly all jobs failed alike 1 some show whether they still do, 2 none.",
     multiprocess_mode="livemax",
 )
 HELD = Counter(

@@ -29,9 +29,10 @@ log = structlog.get_logger(__name__)
 
 _BACKOFF = RetryPolicy(base_s=1.0, cap_s=30.0)
 _FAILURES_IN_A_ROW = 10
-_GUARD_BACKOFF = RetryPolicy(base_s=0.5, cap_s=300.0)
+_GUARD_BACKOFF = RetryPolicy(base_s=0.5, cap_s=60.0)
 _LAST = 30  # jobs, by which the guard judges
 _ALIKE = 0.95  # of them must have failed alike
+_TRIAL_S = 30.0  # all jobs show whether they still fail, then so many at a time
 _PROBES = 10
 _FIRST_SHARE = 0.6  # of a run's time for the first provider, where there is a second
 _PATIENCE_S = 30.0  # then the jobs that wait at a gate that is shut go back, for workers that have a provider
@@ -180,7 +181,7 @@ class Gate:
             Provider(name, model, ceiling, *known)
             for name, model, known in zip(names, models, called, strict=False)
         ]
-        self.guard = Guard(_GUARD_BACKOFF, last=_LAST, alike=_ALIKE, probes=_PROBES)
+        self.guard = Guard(_GUARD_BACKOFF, last=_LAST, alike=_ALIKE, trial_s=_TRIAL_S, probes=_PROBES)
         self.intake = asyncio.Event()
         self.intake.set()
         self._ceiling = ceiling
@@ -245,9 +246,9 @@ class Gate:
         stands = self.guard.failed(run, why, time.monotonic(), final=final)
         if self.guard.state is not was:
             if was is State.CLOSED:
-                log.error(
-                    "nearly all jobs fail alike: none is failed for it, and no more are taken", error=why
-                )
+                log.error("nearly all jobs fail alike: none is failed for it any more", error=why)
+            elif self.guard.state is State.OPEN:
+                log.error("all jobs still fail alike: no more are taken", error=why)
             metrics.GUARD.set(self.guard.state)
         return stands
 
@@ -352,10 +353,12 @@ class Place:
             self._gate.completed(self._turn.run)
             self._turn.run = None
 
-    def failed(self, why: str, *, final: bool) -> bool:
-        """The run, or only its attempt, failed. Whether that stands, or is to cost nothing while all fail alike."""
+    def failed(self, why: str, *, final: bool) -> float | None:
+        """The run, or only its attempt, failed: it stands, or costs nothing and is looked at after so many seconds."""
         run, self._turn.run = self._turn.run, None
-        return run is None or self._gate.failed(run, why, final=final)
+        if run is None or self._gate.failed(run, why, final=final):
+            return None
+        return self._gate.guard.wait_s(time.monotonic())
 
     async def ask(self, question: Question, timeout_s: float) -> Answer:
         """See `ports.Model`. All providers that are asked share `timeout_s`."""

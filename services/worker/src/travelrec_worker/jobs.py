@@ -212,10 +212,11 @@ class Jobs:
             case Completed():
                 place.completed()
             case Failed(Try() as last) | Retry(_, Try() as last):
-                if not place.failed(last.error, final=isinstance(outcome, Failed)):
+                wait_s = place.failed(last.error, final=isinstance(outcome, Failed))
+                if wait_s is not None:
                     metrics.HELD.labels(last.error).inc()
                     due_at = outcome.due_at if isinstance(outcome, Retry) else 0.0
-                    later = max(due_at, time.time() + self._gate.guard.wait_s)
+                    later = max(due_at, time.time() + wait_s)
                     return Retry(min(later, job.created_at + self._deadline_s))
         return outcome
 

@@ -199,36 +199,45 @@ class Run(NamedTuple):
 
 
 class Guard:
-    """Opens when nearly all of the `last` jobs failed `alike`; then `probes` jobs at a time show whether they still do.
+    """A breaker of jobs, where `Breaker` is one of calls: a bad release fails them although its provider answers.
 
-    A breaker of jobs, where `Breaker` is one of calls: a bad release fails them although its provider answers. While
-    it is open no failure stands, so that a backlog is not failed with what nobody but we are to blame for.
+    When nearly all of the `last` jobs failed `alike` no failure stands any more, so that a backlog is not failed with
+    what nobody but we are to blame for. For `trial_s` seconds all jobs are probes: a burst of bad ones passes in that
+    time. Then it is open, and after ever longer waits `probes` jobs at a time show whether they still fail.
     """
 
     def __init__(
-        self, backoff: RetryPolicy, *, last: int, alike: float, probes: int, rng: random.Random | None = None
+        self,
+        backoff: RetryPolicy,
+        *,
+        last: int,
+        alike: float,
+        trial_s: float,
+        probes: int,
+        rng: random.Random | None = None,
     ) -> None:
         self._backoff = backoff
         self._rng = rng
         self._ended: deque[tuple[str | None, float]] = deque(maxlen=last)  # why it failed, and when it began
         self._enough = math.ceil(last * alike)
+        self._trial_s = trial_s
         self._probes = probes
-        self._round = self._openings = self._unsent = self._out = 0
+        self._round, self._openings = 1, 0
+        self._unsent = self._out = 0
         self._first_at = NEVER
         self._until = -NEVER
-        self.wait_s = 0.0
         self.state = State.CLOSED
 
     def next_at(self) -> float:
         """From when on a job may be let in: at any time, as a probe of the next round, or only after this one's end."""
         if self.state is State.PROBING:
-            return -NEVER if self._unsent else NEVER
+            return -NEVER if self._unsent or not self._openings else NEVER
         return self._until
 
     def let_in(self, now: float) -> Run:
         """A job is let in, as a probe if one is due."""
         if self.state is State.OPEN and now >= self._until:
-            self.state, self._until = State.PROBING, -NEVER
+            self.state = State.PROBING
             self._round += 1
             self._unsent, self._out = self._probes, 0
         if self.state is not State.PROBING or not self._unsent:
@@ -242,7 +251,8 @@ class Guard:
             self._ended.append((None, run.at))
         elif run.at > self._first_at:
             self.state, self._until = State.CLOSED, -NEVER
-            self._openings = 0
+            self._round, self._openings = self._round + 1, 0
+            self._unsent = self._out = 0
             self._ended.clear()
 
     def failed(self, run: Run, why: str, now: float, *, final: bool) -> bool:
@@ -254,8 +264,11 @@ class Guard:
             began = [at for other, at in self._ended if other == why]
             if len(began) < self._enough:
                 return True
-            self._first_at = min(began)
-            self._open(now)
+            self._first_at, self._until = min(began), now + self._trial_s
+            self.state = State.PROBING
+        elif not self._openings:
+            if now >= self._until:
+                self._open(now)
         elif self._is_out(run):
             self._out -= 1
             if not self._unsent and not self._out:
@@ -267,10 +280,14 @@ class Guard:
         if self._is_out(run):
             self._unsent, self._out = self._unsent + 1, self._out - 1
 
+    def wait_s(self, now: float) -> float:
+        """After which a job whose failure does not stand is to come back; a burst is not to come back as one."""
+        return max(self._until - now, 0.0) + (self._rng or random).uniform(0.0, self._trial_s)
+
     def _is_out(self, run: Run) -> bool:
         return self.state is State.PROBING and run.probe == self._round
 
     def _open(self, now: float) -> None:
         self._openings += 1
-        self.wait_s = self._backoff.delay_s(self._openings, rng=self._rng)
-        self.state, self._until = State.OPEN, now + self.wait_s
+        self.state = State.OPEN
+        self._until = now + self._backoff.delay_s(self._openings, rng=self._rng)
