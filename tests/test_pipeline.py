@@ -112,16 +112,26 @@ async def test_every_request_is_finished_once_whatever_replica_took_it(
     client: Client, deployment: Deployment
 ) -> None:
     """2,000 requests of 100 clients over all replicas complete, each claimed and asked once, read elsewhere."""
-    finished = 'travelrec_jobs_finished_total{kind="recommendation",outcome="completed"}'
-    before = [await client.metric(worker, finished) for worker in deployment.workers]
+
+    async def finished() -> list[float]:
+        counter = 'travelrec_jobs_finished_total{kind="recommendation",outcome="completed"}'
+        return [await client.metric(worker, counter) for worker in deployment.workers]
+
+    async def everybody_works() -> bool:  # who has just come gets its partitions when the others have noticed
+        first = await finished()
+        await client.all_completed([await client.accept(place=place) for place in PLACES])
+        return all(now > then for now, then in zip(await finished(), first, strict=True))
+
+    await eventually(everybody_works, 30, "all workers to have partitions")
+    await client.forget_calls()
+    before = await finished()
     load = await client.accept_many(Load(), clients=100, total=2000)
     assert (len(load.asked), load.refused, load.lost) == (2000, [], 0)
     assert len({one.uid for one in load.asked}) == 2000
     await client.all_completed(load.asked)
     await client.all_finished_once(load.asked)
     assert await client.extra_calls(load.asked) == 0
-    after = [await client.metric(worker, finished) for worker in deployment.workers]
-    done = [now - then for now, then in zip(after, before, strict=True)]
+    done = [now - then for now, then in zip(await finished(), before, strict=True)]
     assert sum(done) == 2000
     assert min(done) > 0, "one worker did everything"
 

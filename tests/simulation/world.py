@@ -276,7 +276,7 @@ class World:
             self.apis[process.name] = Api(self)
             await self.apis[process.name].serve()
         else:
-            async with worker.running_jobs(self.settings, self.parts(), self.model):
+            async with worker.running_roles(["jobs"], self.settings, self.parts(), self.model):
                 await process.stopping.wait()
 
     def expel(self, process: Process) -> None:

@@ -16,7 +16,7 @@ from travelrec.settings import Settings
 from travelrec_api.app import create_app
 from travelrec_api.edge import Edge
 from travelrec_api.server import served_in_process
-from travelrec_worker.app import running_jobs
+from travelrec_worker.app import running_roles
 
 MEMORY = {"broker_url": "memory://", "store_url": "memory://", "signal_url": "memory://"}
 ASK = "/recommendations?country=Canada&season=winter"
@@ -123,7 +123,7 @@ async def running_api(
             fake = await stack.enter_async_context(running(model))
             asked = read.model_copy(update={"openai_base_url": fake.base_url})
             await stack.enter_async_context(
-                running_jobs(asked, opened, *await stack.enter_async_context(opened_models(asked)))
+                running_roles(["jobs"], asked, opened, *await stack.enter_async_context(opened_models(asked)))
             )
         edge = create_app(read, opened)[1]
         listening = socket.socket()

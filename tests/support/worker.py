@@ -18,7 +18,7 @@ from travelrec.kinds.recommendation import NAME
 from travelrec.ports import Answer, Delivery, Question
 from travelrec.settings import Settings
 from travelrec.wire import JOBS_TOPIC, Message, Signal, dead_letter_topic, encode_job
-from travelrec_worker.app import running_jobs
+from travelrec_worker.app import running_roles
 from travelrec_worker.progress import Progress
 
 DEAD_LETTERS = dead_letter_topic(JOBS_TOPIC)
@@ -213,7 +213,9 @@ class World:
         """A worker until left; by default it ends without grace, and a sweeper looks around all the time."""
         given = {"broker_url": "kafka://unused", "store_url": "memory://", "grace_s": 0.0, **settings}
         parts = Parts(self.store, self.broker, self.signals)
-        async with running_jobs(Settings(**given, _env_file=None), parts, self.model, progress=progress):
+        async with running_roles(
+            ["jobs"], Settings(**given, _env_file=None), parts, self.model, progress=progress
+        ):
             yield
 
     async def accept(self, country: str = "Peru", *, publish: bool = True, **changes: object) -> str:

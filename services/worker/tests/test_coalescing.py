@@ -19,7 +19,7 @@ from travelrec.kinds.recommendation import NAME, key
 from travelrec.ports import Answer, Question
 from travelrec.settings import Settings
 from travelrec.wire import JOBS_TOPIC, Signal, encode_job
-from travelrec_worker.app import running_jobs
+from travelrec_worker.app import running_roles
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(60)]
 
@@ -56,7 +56,7 @@ class Deployment:
         parts = Parts(self.store, self.broker, self.signals)
         async with AsyncExitStack() as stack:
             for _ in range(count):
-                await stack.enter_async_context(running_jobs(settings, parts, self.model))
+                await stack.enter_async_context(running_roles(["jobs"], settings, parts, self.model))
             yield
 
     async def ask(self, *countries: str, created_at: float | None = None) -> list[str]:

@@ -19,7 +19,7 @@ from travelrec.retry import RetryPolicy
 from travelrec.settings import Settings
 from travelrec.wire import JOBS_TOPIC, Signal, encode_job
 from travelrec_worker import gate
-from travelrec_worker.app import running_jobs
+from travelrec_worker.app import running_roles
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(30)]
 
@@ -115,7 +115,10 @@ class Bench:
         parts = Parts(self.store, self.broker, self.signals)
         await self.store.accept([self.job], time.time())
         await self.broker.publish(JOBS_TOPIC, [encode_job(self.job)])
-        async with self.signals.listen(self.heard.extend), running_jobs(settings, parts, self.model):
+        async with (
+            self.signals.listen(self.heard.extend),
+            running_roles(["jobs"], settings, parts, self.model),
+        ):
             yield
 
     @property

@@ -19,7 +19,7 @@ from travelrec.retry import RetryPolicy
 from travelrec.settings import Settings
 from travelrec.wire import JOBS_TOPIC, encode_job
 from travelrec_worker import gate
-from travelrec_worker.app import running_jobs
+from travelrec_worker.app import running_roles
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(30)]
 
@@ -113,7 +113,7 @@ async def working(
         read = Settings(
             broker_url="kafka://unused", store_url="memory://", grace_s=0, _env_file=None, **given
         )
-        await stack.enter_async_context(running_jobs(read, parts, *models))
+        await stack.enter_async_context(running_roles(["jobs"], read, parts, *models))
         yield bench
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import signal
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 
 import structlog
 
@@ -31,24 +31,43 @@ from travelrec_worker.watchdog import loop_watched, watch
 
 log = structlog.get_logger(__name__)
 
-ROLES = ("jobs",)
 _COLLECT_AFTER = 10_000, 20, 50  # new objects, and so many collections of the younger ones
 
 
 @asynccontextmanager
-async def running_jobs(
-    settings: Settings, parts: Parts, *models: Model, progress: Progress | None = None
-) -> AsyncIterator[Engine]:
-    """The role `jobs` until left; leaving waits out the grace period and hands back what is not done.
+async def running_roles(
+    roles: Sequence[str],
+    settings: Settings,
+    parts: Parts,
+    *models: Model,
+    progress: Progress | None = None,
+) -> AsyncIterator[Sequence[Engine]]:
+    """Runs `roles` until left; leaving waits out the grace period and hands back what is not done.
 
-    The second of `models`, if there is one, stands in for the first. `progress` is for who wants to know of it.
+    The second of `models`, if there is one, stands in for the first; roles that ask none need none. `progress` is
+    for who wants to know of it.
     """
     progress = progress or Progress(settings.neighbour_timeout_s)
-    gate = Gate(
-        models,
-        settings.worker_concurrency,
-        [(name, settings.price_of(name)) for name in settings.model_names],
-    )
+    prices = [(name, settings.price_of(name)) for name in settings.model_names]
+    gate = Gate(models, settings.worker_concurrency, prices)
+    engines: list[Engine] = []
+    async with AsyncExitStack() as stack:
+        background = await stack.enter_async_context(asyncio.TaskGroup())
+        watching = background.create_task(watch(progress, engines))
+        for role in roles:
+            engines += await stack.enter_async_context(ROLES[role](settings, parts, gate, progress))
+        try:
+            yield engines
+        finally:
+            for engine in engines:  # all at once, or the grace periods would add up
+                engine.stop()
+            stack.callback(watching.cancel)
+
+
+@asynccontextmanager
+async def _jobs(
+    settings: Settings, parts: Parts, gate: Gate, progress: Progress
+) -> AsyncIterator[list[Engine]]:
     leases = Leases(parts.store, settings.lease_s, progress)
     jobs = Jobs(
         parts.store,
@@ -75,10 +94,7 @@ async def running_jobs(
     )
     async with AsyncExitStack() as stack:
         background = await stack.enter_async_context(asyncio.TaskGroup())
-        helpers = [
-            background.create_task(leases.keep()),
-            background.create_task(watch(progress, [engine])),
-        ]
+        helpers = [background.create_task(leases.keep())]
         if settings.broker_url.startswith("memory:"):
             await parts.store.take_due(float("inf"), 0.0, 2**31)  # the broker has forgotten what it held
         helpers.append(background.create_task(Sweeper(parts.store, parts.broker, progress).run()))
@@ -86,13 +102,18 @@ async def running_jobs(
         await stack.enter_async_context(parts.signals.listen(jobs.hear))
         running = background.create_task(engine.run(settings.grace_s))
         try:
-            yield engine
+            yield [engine]
         finally:
             engine.stop()
             await asyncio.wait([running])
             await jobs.drain()
             for helper in helpers:
                 helper.cancel()
+
+
+_Role = Callable[[Settings, Parts, Gate, Progress], AbstractAsyncContextManager[Sequence[Engine]]]
+ROLES: dict[str, _Role] = {"jobs": _jobs}
+_ASKING = {"jobs"}  # those that need a model
 
 
 def _spare_the_collector() -> None:
@@ -102,9 +123,15 @@ def _spare_the_collector() -> None:
     gc.set_threshold(*_COLLECT_AFTER)
 
 
+async def _joined(engines: Sequence[Engine]) -> None:
+    for engine in engines:
+        await engine.joined.wait()
+
+
 async def work(settings: Settings, roles: Sequence[str]) -> None:
     """Runs `roles` (default: all) until SIGTERM or SIGINT; raises `BadSetting`, or `OSError` for a taken port."""
     unknown = [role for role in roles if role not in ROLES]
+    roles = roles or list(ROLES)
     if unknown:
         raise BadSetting(f"unknown role {', '.join(unknown)}; there is {', '.join(ROLES)}")
     if settings.broker_url.startswith("memory:") or settings.store_url.startswith(("memory:", "sqlite:")):
@@ -118,23 +145,28 @@ async def work(settings: Settings, roles: Sequence[str]) -> None:
         loop.add_signal_handler(sign, stopping.set)
     async with AsyncExitStack() as stack:
         stack.enter_context(tracing.exported("travelrec-worker"))
-        models = await stack.enter_async_context(opened_models(settings))
+        models: Sequence[Model] = ()
+        if _ASKING.intersection(roles):
+            models = await stack.enter_async_context(opened_models(settings))
         parts = await stack.enter_async_context(opened_parts(settings))
         probes = Probes({"store": parts.store.ping, "broker": parts.broker.ping}, {})
         progress = Progress(settings.neighbour_timeout_s)
         await stack.enter_async_context(served(probes, progress, settings.host, settings.metrics_port))
         await stack.enter_async_context(loop_watched())
-        engine = await stack.enter_async_context(running_jobs(settings, parts, *models, progress=progress))
+        engines = await stack.enter_async_context(
+            running_roles(roles, settings, parts, *models, progress=progress)
+        )
         _spare_the_collector()
-        log.info("worker started", roles=list(roles or ROLES), concurrency=settings.worker_concurrency)
-        joined = asyncio.create_task(engine.joined.wait())
+        log.info("worker started", roles=list(roles), concurrency=settings.worker_concurrency)
+        joined = asyncio.create_task(_joined(engines))
         await asyncio.wait(
             [joined, stopped := asyncio.create_task(stopping.wait())], return_when="FIRST_COMPLETED"
         )
         if not stopping.is_set():
-            log.info("worker ready", group=JOBS_GROUP)
+            log.info("worker ready", roles=list(roles))
         await stopped
         joined.cancel()
         probes.stopping = True
-        log.info("worker stopping", in_flight=engine.in_flight, grace_s=settings.grace_s)
+        in_flight = sum(engine.in_flight for engine in engines)
+        log.info("worker stopping", in_flight=in_flight, grace_s=settings.grace_s)
     log.info("worker stopped")

@@ -95,7 +95,7 @@ async def _started(
         from travelrec.connect import opened_models, opened_parts
         from travelrec_api.app import create_app
         from travelrec_api.server import served_in_process
-        from travelrec_worker.app import running_jobs
+        from travelrec_worker.app import ROLES, running_roles
     except ModuleNotFoundError as error:
         raise BadSetting(
             f"this needs travelrec-api and travelrec-worker ({error.name} is missing)"
@@ -110,7 +110,7 @@ async def _started(
             _say(f"[yellow]{_OFFLINE}[/yellow]")
             settings = await stack.enter_async_context(_with_offline_model(settings))
         models = await stack.enter_async_context(opened_models(settings))
-        await stack.enter_async_context(running_jobs(settings, parts, *models))
+        await stack.enter_async_context(running_roles(list(ROLES), settings, parts, *models))
         serving = await stack.enter_async_context(served_in_process(edge, listening))
         host, port = listening.getsockname()[:2]
         if host in ("127.0.0.1", "0.0.0.0", "::"):  # noqa: S104 - only shown
