@@ -3,13 +3,17 @@
 import json
 import re
 import subprocess
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
+from yaml import CSafeLoader
 
+from support.chart_tools import folder, tool
 from travelrec.errors import BadSetting
 from travelrec.settings import Settings, read_settings
 from travelrec.wire import JOBS_GROUP, JOBS_TOPIC
@@ -35,10 +39,11 @@ PLAIN = (*MINE, "--set", "autoscaling.keda=false,networkPolicy.enabled=false,top
 SETS = {"mine": MINE, "kind": KIND, "everything": EVERYTHING, "plain": PLAIN}
 
 Manifest = dict[str, Any]
+Json = Any
 
 
 def helm(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["helm", *arguments], capture_output=True, text=True, check=False)
+    return subprocess.run([tool("helm"), *arguments], capture_output=True, text=True, check=False)
 
 
 def rendered(*values: str) -> list[Manifest]:
@@ -47,6 +52,37 @@ def rendered(*values: str) -> list[Manifest]:
     )
     assert done.returncode == 0, done.stderr
     return [manifest for manifest in yaml.safe_load_all(done.stdout) if manifest]
+
+
+@cache
+def custom() -> dict[tuple[str, str], Json]:
+    """The schemas of the kinds that Kubernetes learns from others, by version and kind; no field but theirs may be."""
+    schemas = {}
+    for file in (folder() / "crds").glob("*.yaml"):
+        spec = yaml.load(file.read_text(), CSafeLoader)["spec"]
+        for version in spec["versions"]:
+            name = f"{spec['group']}/{version['name']}", spec["names"]["kind"]
+            schemas[name] = strict(version["schema"]["openAPIV3Schema"])
+    return schemas
+
+
+def strict(schema: Json) -> Json:
+    """The same schema, in which what it does not name is refused and what may be a number or a string is either."""
+    if isinstance(schema, list):
+        return [strict(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    made = {name: strict(value) for name, value in schema.items()}
+    if made.get("x-kubernetes-int-or-string"):
+        made.pop("type", None)
+    if "(?i)" in str(made.get("pattern")):  # as Go writes it
+        del made["pattern"]
+    open_ended = made.get("x-kubernetes-preserve-unknown-fields") or "additionalProperties" in made
+    if isinstance(made.get("properties"), dict) and made.get("type") == "object" and not open_ended:
+        if made["properties"].get("metadata") == {"type": "object"}:
+            made["properties"]["metadata"] = {}
+        made["additionalProperties"] = False
+    return made
 
 
 def one(manifests: list[Manifest], kind: str, name: str) -> Manifest:
@@ -108,12 +144,45 @@ def test_every_value_is_in_the_schema() -> None:
 class TestRendered:
     @pytest.mark.parametrize("values", SETS.values(), ids=SETS)
     def test_it_is_valid(self, values: tuple[str, ...]) -> None:
-        """`helm lint` takes it, and every object of Kubernetes' own is one by its schema, strictly."""
+        """`helm lint` takes it, and every object is one by the schema of its kind, strictly."""
         done = helm("lint", "--strict", str(CHART), "--kube-version", KUBERNETES, *values)
         assert done.returncode == 0, done.stdout
         for manifest in rendered(*values):
-            if not re.search(r"keda|coreos|gateway", manifest["apiVersion"]):
+            if schema := custom().get((manifest["apiVersion"], manifest["kind"])):
+                jsonschema.validate(manifest, schema)
+            else:
                 kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
+
+    def test_all_that_others_define_is_looked_at(self) -> None:
+        """There is a schema of each kind that KEDA, the Prometheus operator and the Gateway API brought."""
+        brought = {
+            (m["apiVersion"], m["kind"])
+            for m in rendered(*EVERYTHING)
+            if re.search(r"keda|coreos|gateway", m["apiVersion"])
+        }
+        assert {kind for _, kind in brought} == {
+            "ScaledObject",
+            "ServiceMonitor",
+            "PodMonitor",
+            "PrometheusRule",
+            "HTTPRoute",
+        }
+        assert brought <= set(custom())
+
+    def test_a_field_that_no_kind_has_is_refused(self) -> None:
+        """The schemas judge: a misspelt field of a ScaledObject is found."""
+        scaled = one(rendered(*MINE), "ScaledObject", "travelrec-worker-jobs")
+        scaled["spec"]["pollingIntervall"] = 5
+        with pytest.raises(jsonschema.ValidationError, match="pollingIntervall"):
+            jsonschema.validate(scaled, custom()[scaled["apiVersion"], "ScaledObject"])
+
+    def test_its_own_suites_pass(self) -> None:
+        """`charts/travelrec/tests`, run by helm-unittest."""
+        done = subprocess.run(
+            [tool("helm-unittest"), str(CHART)], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout
+        assert re.search(r"Tests: +[1-9]\d* passed, ", done.stdout), done.stdout
 
     def test_the_request_of_helm_test_is_in_it(self) -> None:
         """`helm test` sends one request through the Service."""

@@ -97,8 +97,10 @@ def locust_missing() -> str | None:
 
 
 def helm_missing() -> str | None:
-    """What is missing to render the chart, None when nothing is."""
-    return None if shutil.which("helm") else "Helm: no `helm` on the PATH"
+    """What is missing to render and to judge the chart, None when nothing is."""
+    from support import chart_tools
+
+    return chart_tools.missing()
 
 
 @functools.cache
