@@ -64,13 +64,13 @@ ENTRYPOINT ["travelrec"]
 
 FROM runtime AS worker
 EXPOSE 9000
-HEALTHCHECK --interval=5s --timeout=4s --start-period=30s --retries=3 \
+HEALTHCHECK --interval=5s --timeout=4s --start-period=30s --retries=6 \
     CMD ["python", "healthcheck.py", "METRICS_PORT", "9000"]
 CMD ["worker"]
 
 FROM runtime AS api
 EXPOSE 3000
-HEALTHCHECK --interval=5s --timeout=4s --start-period=30s --retries=3 \
+HEALTHCHECK --interval=5s --timeout=4s --start-period=30s --retries=6 \
     CMD ["python", "healthcheck.py", "PORT", "3000"]
 CMD ["api"]
 
