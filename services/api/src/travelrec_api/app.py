@@ -21,12 +21,13 @@ from travelrec.errors import InvalidInput, Unavailable
 from travelrec.health import Probes
 from travelrec.kinds import kinds
 from travelrec.settings import Settings
-from travelrec_api import problems, recommendations, system
+from travelrec_api import problems, recommendations, system, tasks
 from travelrec_api.accept import Accepter
 from travelrec_api.edge import Edge
 from travelrec_api.page import add_page
 from travelrec_api.state import State
 from travelrec_api.waiting import Waiters
+from travelrec_api.withdraw import Creator
 
 log = structlog.get_logger(__name__)
 
@@ -53,6 +54,7 @@ def create_app(settings: Settings, parts: Parts | None = None) -> tuple[FastAPI,
             helpers = [
                 background.create_task(state.waiters.look_again()),
                 background.create_task(state.accepter.withdraw()),
+                background.create_task(state.creator.withdraw()),
             ]
             log.info("api started")
             try:
@@ -79,6 +81,7 @@ def create_app(settings: Settings, parts: Parts | None = None) -> tuple[FastAPI,
         redirect_slashes=False,
     )
     app.include_router(recommendations.router)
+    app.include_router(tasks.router)
     app.include_router(system.router)
     add_page(app, offline_model=settings.offline_model)
     app.add_exception_handler(HTTPException, problems.on_http_exception)
@@ -131,4 +134,6 @@ def _state(parts: Parts, settings: Settings) -> State:
         accepter=Accepter(parts.store, parts.broker, kinds(settings), settings.job_retention_s),
         waiters=Waiters(parts.store),
         probes=probes,
+        tasks=parts.tasks,
+        creator=Creator(parts.tasks),
     )

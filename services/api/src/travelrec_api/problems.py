@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 
 from fastapi.exceptions import RequestValidationError
@@ -48,7 +48,9 @@ _BY_STATUS: Mapping[int, tuple[str, str]] = {
 }
 
 
-def answer(status: int, body: Mapping[str, Json], headers: Mapping[str, str] | None = None) -> Response:
+def answer(
+    status: int, body: Mapping[str, Json] | Sequence[Json], headers: Mapping[str, str] | None = None
+) -> Response:
     """A JSON response."""
     return Response(
         json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode(),

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 from travelrec.health import Probes
 from travelrec.ports import Signals, Store
+from travelrec.tasks.ports import TaskStore
 from travelrec_api.accept import Accepter
 from travelrec_api.waiting import Waiters
+from travelrec_api.withdraw import Creator
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,3 +21,5 @@ class State:
     accepter: Accepter
     waiters: Waiters
     probes: Probes
+    tasks: TaskStore
+    creator: Creator

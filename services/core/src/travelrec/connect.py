@@ -4,18 +4,27 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, cast
 
 from travelrec.errors import BadSetting
 from travelrec.ports import Broker, ModelServer, Signals, Store
 from travelrec.settings import Settings
+from travelrec.tasks.ports import TaskStore, ThirdParty
 from travelrec.wire import SIGNALS_TOPIC, TOPICS
 
 if TYPE_CHECKING:
     from travelrec.adapters.kafka import KafkaBroker
+    from travelrec.adapters.mongo import MongoStore
+    from travelrec.adapters.sqlite import SqliteStore
 
 # ruff: noqa: PLC0415 - an adapter that is not used is not imported, and need not be installed
+
+
+def _tasks_in_memory() -> TaskStore:
+    from travelrec.adapters.memory_tasks import MemoryTaskStore
+
+    return MemoryTaskStore()
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +34,7 @@ class Parts:
     store: Store
     broker: Broker
     signals: Signals
+    tasks: TaskStore = field(default_factory=_tasks_in_memory)
 
 
 @asynccontextmanager
@@ -34,7 +44,7 @@ async def opened_parts(settings: Settings) -> AsyncIterator[Parts]:
         store = await stack.enter_async_context(opened_store(settings))
         broker = await stack.enter_async_context(_broker(settings, settings.broker_url))
         signals = await stack.enter_async_context(_signals(settings, broker))
-        yield Parts(store, broker, signals)
+        yield Parts(store, broker, signals, _tasks_beside(settings, store))
 
 
 @asynccontextmanager
@@ -62,6 +72,21 @@ async def opened_store(settings: Settings) -> AsyncIterator[Store]:
                 retention_s=settings.job_retention_s,
             ) as mongo:
                 yield mongo
+
+
+def _tasks_beside(settings: Settings, store: Store) -> TaskStore:
+    """The tasks, which are kept where `store` keeps the jobs."""
+    match settings.store_url.partition("://")[0]:
+        case "memory":
+            return _tasks_in_memory()
+        case "sqlite":
+            from travelrec.adapters.sqlite_tasks import SqliteTaskStore
+
+            return SqliteTaskStore(cast("SqliteStore", store))
+        case _:
+            from travelrec.adapters.mongo_tasks import MongoTaskStore
+
+            return MongoTaskStore(cast("MongoStore", store))
 
 
 @asynccontextmanager
@@ -151,6 +176,19 @@ async def opened_models(settings: Settings) -> AsyncIterator[Sequence[ModelServe
             )
             for key, base_url, model in named
         ]
+
+
+@asynccontextmanager
+async def opened_third_party(settings: Settings) -> AsyncIterator[ThirdParty]:
+    """Who works on tasks; nothing is asked yet. Raises `BadSetting` when the settings name nobody."""
+    if not settings.has_third_party:
+        raise BadSetting(
+            "TASKS_PROVIDER_URL: is not set, and `submit` and `poll` need it (`travelrec fake-tasks` starts one)"
+        )
+    from travelrec.adapters.third_party import HttpThirdParty
+
+    async with HttpThirdParty.opened(settings.tasks_provider_url, timeout_s=settings.tasks_timeout_s) as http:
+        yield http
 
 
 def _missing(setting: str, scheme: str, extra: str) -> BadSetting:

@@ -8,10 +8,14 @@ TravelrecError
 │   ├── StoreUnavailable
 │   ├── BrokerUnavailable
 │   └── SignalUnavailable
-└── ModelError              the model's
-    ├── TryAgain            costs an attempt: ModelBusy, ModelTimeout, BrokenOutput
-    ├── Never               fails the job: BadModelRequest, Refused, Truncated, Filtered
-    └── NotTheJobsFault     costs the job nothing: RateLimited, BadKey, NoQuota, ProviderDown
+├── ModelError              the model's
+│   ├── TryAgain            costs an attempt: ModelBusy, ModelTimeout, BrokenOutput
+│   ├── Never               fails the job: BadModelRequest, Refused, Truncated, Filtered
+│   └── NotTheJobsFault     costs the job nothing: RateLimited, BadKey, NoQuota, ProviderDown
+└── ThirdPartyError         of the third party that works on tasks
+    ├── ThirdPartyFailed    costs an attempt
+    ├── ThirdPartyRefused   fails the task
+    └── ThirdPartyAway      costs the task nothing: a limit, a wrong address or key, nobody there
 """
 
 from __future__ import annotations
@@ -160,3 +164,23 @@ class ProviderDown(NotTheJobsFault):
     """The provider can't be reached at all."""
 
     title = "Model provider unreachable"
+
+
+class ThirdPartyError(TravelrecError):
+    """The third party did not take a task, or does not say how its tasks are."""
+
+
+class ThirdPartyFailed(ThirdPartyError):
+    """It answered with a 5xx, in time with nothing, or with what can't be read."""
+
+
+class ThirdPartyRefused(ThirdPartyError):
+    """It understood, and does not want this task."""
+
+
+class ThirdPartyAway(ThirdPartyError):
+    """No task could be submitted now; `retry_after_s` is its own wish, in seconds, if it had one."""
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s

@@ -153,6 +153,38 @@ DEPENDENCY_UP = Gauge(
 SWEPT = Counter("travelrec_sweeper_published_total", "Messages published by the sweeper.")
 PURGED = Counter("travelrec_jobs_purged_total", "Ended jobs deleted after their retention.")
 
+# --- tasks: the API's processes, and the roles submit and poll -------------------------------------------
+
+TASKS_CREATED = Counter(
+    "travelrec_tasks_created_total", "Tasks created, by the status they came with.", ["status"]
+)
+TASKS = Gauge(
+    "travelrec_tasks",
+    "Tasks of each status, as counted in the store: every worker that submits sees the same.",
+    ["status"],
+    multiprocess_mode="livemax",
+)
+SUBMISSIONS = Counter(
+    "travelrec_task_submissions_total",
+    "Calls that submit a task: accepted, refused, failed (an attempt) or away (none); late: given up, not made.",
+    ["outcome"],
+)
+SUBMISSION_SECONDS = Histogram(
+    "travelrec_task_submission_seconds", "One call that submits a task.", ["outcome"], buckets=_ANSWER_S
+)
+TASK_WAIT_SECONDS = Histogram(
+    "travelrec_task_wait_seconds", "From a task's creation until the third party had it.", buckets=_JOB_S
+)
+POLLS = Counter("travelrec_task_polls_total", "Questions to the third party about its tasks.", ["outcome"])
+POLL_SECONDS = Histogram(
+    "travelrec_task_poll_seconds", "One question, and writing down what it said.", buckets=_ANSWER_S
+)
+ROWS = Counter(
+    "travelrec_task_rows_total",
+    "Rows of its answers: moved a task, known (no move), unknown (not ours), bad (can't be read).",
+    ["outcome"],
+)
+
 
 def exposition(accept: str) -> tuple[bytes, str]:
     """What `/metrics` answers to a scraper that accepts these types, and its type.

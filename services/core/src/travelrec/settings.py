@@ -115,6 +115,34 @@ class Settings(BaseSettings):
         description="seconds an answer serves later requests for the same country and season; 0: never",
     )
 
+    tasks_provider_url: str = Field(
+        "",
+        validation_alias="TASKS_PROVIDER_URL",
+        description="the third party that works on tasks; none: they stay Not Started",
+        repr=False,
+    )
+    tasks_rate_limit: float = Field(
+        10.0,
+        gt=0,
+        le=10_000,
+        validation_alias="TASKS_RATE_LIMIT",
+        description="tasks submitted to the third party a second, by all workers together",
+    )
+    tasks_poll_interval_s: float = Field(
+        10.0,
+        gt=0,
+        le=86400,
+        validation_alias="TASKS_POLL_INTERVAL",
+        description="seconds from one question to the third party about its tasks to the next",
+    )
+    tasks_timeout_s: float = Field(
+        10.0,
+        gt=0,
+        le=300,
+        validation_alias="TASKS_TIMEOUT",
+        description="seconds for a call of the third party",
+    )
+
     host: str = Field("127.0.0.1", validation_alias="HOST", description="the address the API listens on")
     port: int = Field(
         3000, ge=0, le=65535, validation_alias="PORT", description="the port the API listens on"
@@ -172,7 +200,7 @@ class Settings(BaseSettings):
             raise ValueError(f"{scheme}:// needs a host")
         return url
 
-    @field_validator("openai_base_url", "openai_fallback_base_url")
+    @field_validator("openai_base_url", "openai_fallback_base_url", "tasks_provider_url")
     @classmethod
     def _http(cls, url: str | None) -> str | None:
         if url and not url.startswith(("http://", "https://")):
@@ -203,6 +231,11 @@ class Settings(BaseSettings):
     def has_fallback(self) -> bool:
         """Whether a second provider or model is named."""
         return any((self.openai_fallback_api_key, self.openai_fallback_base_url, self.openai_fallback_model))
+
+    @property
+    def has_third_party(self) -> bool:
+        """Whether there is somebody who works on tasks."""
+        return bool(self.tasks_provider_url)
 
     @property
     def worker_name(self) -> str | None:

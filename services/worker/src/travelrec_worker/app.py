@@ -11,7 +11,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 import structlog
 
 from travelrec import tracing
-from travelrec.connect import Parts, opened_models, opened_parts
+from travelrec.connect import Parts, opened_models, opened_parts, opened_third_party
 from travelrec.errors import BadSetting
 from travelrec.health import Probes
 from travelrec.kinds import kinds
@@ -25,7 +25,9 @@ from travelrec_worker.gate import Gate
 from travelrec_worker.health import served
 from travelrec_worker.jobs import Jobs
 from travelrec_worker.leases import Leases
+from travelrec_worker.poll import Poller
 from travelrec_worker.progress import Progress
+from travelrec_worker.submit import Submitter
 from travelrec_worker.sweeper import Sweeper
 from travelrec_worker.watchdog import loop_watched, watch
 
@@ -111,9 +113,63 @@ async def _jobs(
                 helper.cancel()
 
 
+@asynccontextmanager
+async def _submit(
+    settings: Settings, parts: Parts, _: Gate, progress: Progress
+) -> AsyncIterator[list[Engine]]:
+    async with opened_third_party(settings) as third_party, asyncio.TaskGroup() as background:
+        submitter = Submitter(
+            parts.tasks,
+            third_party,
+            progress,
+            rate=settings.tasks_rate_limit,
+            concurrency=settings.worker_concurrency,
+            retry=RetryPolicy(max_attempts=settings.max_attempts),
+            timeout_s=settings.tasks_timeout_s,
+            deadline_s=settings.job_deadline_s,
+        )
+        counting = background.create_task(submitter.count())
+        running = background.create_task(submitter.run())
+        try:
+            yield []
+        finally:
+            await submitter.stop(settings.grace_s)
+            counting.cancel()
+            running.cancel()
+
+
+@asynccontextmanager
+async def _poll(settings: Settings, parts: Parts, _: Gate, progress: Progress) -> AsyncIterator[list[Engine]]:
+    async with opened_third_party(settings) as third_party, asyncio.TaskGroup() as background:
+        poller = Poller(
+            parts.tasks,
+            third_party,
+            progress,
+            interval_s=settings.tasks_poll_interval_s,
+            timeout_s=settings.tasks_timeout_s,
+        )
+        polling = background.create_task(poller.run())
+        try:
+            yield []
+        finally:
+            polling.cancel()
+            await asyncio.wait([polling])
+            await poller.give_up()
+
+
 _Role = Callable[[Settings, Parts, Gate, Progress], AbstractAsyncContextManager[Sequence[Engine]]]
-ROLES: dict[str, _Role] = {"jobs": _jobs}
+ROLES: dict[str, _Role] = {"jobs": _jobs, "submit": _submit, "poll": _poll}
 _ASKING = {"jobs"}  # those that need a model
+_OF_TASKS = {"submit", "poll"}
+
+
+def possible_roles(settings: Settings) -> list[str]:
+    """All roles but those whose neighbour the settings don't name, which is told."""
+    roles = list(ROLES)
+    if not settings.has_third_party:
+        roles = [role for role in roles if role not in _OF_TASKS]
+        log.info("tasks stay Not Started: TASKS_PROVIDER_URL is not set")
+    return roles
 
 
 def _spare_the_collector() -> None:
@@ -131,7 +187,7 @@ async def _joined(engines: Sequence[Engine]) -> None:
 async def work(settings: Settings, roles: Sequence[str]) -> None:
     """Runs `roles` (default: all) until SIGTERM or SIGINT; raises `BadSetting`, or `OSError` for a taken port."""
     unknown = [role for role in roles if role not in ROLES]
-    roles = roles or list(ROLES)
+    roles = roles or possible_roles(settings)
     if unknown:
         raise BadSetting(f"unknown role {', '.join(unknown)}; there is {', '.join(ROLES)}")
     if settings.broker_url.startswith("memory:") or settings.store_url.startswith(("memory:", "sqlite:")):

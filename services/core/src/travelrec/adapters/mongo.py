@@ -89,6 +89,11 @@ class MongoStore:
             if closing is not None:
                 await closing
 
+    def collection(self, name: str) -> Any:
+        """Another collection of its database, as durable: for what else is kept in it."""
+        concern = WriteConcern(w="majority", j=True)
+        return self._jobs.database.get_collection(name, write_concern=concern)
+
     async def accept(self, jobs: Sequence[Job], now: float) -> list[Job]:
         """See `ports.Store`."""
         await self._make_indexes()
@@ -101,7 +106,7 @@ class MongoStore:
     async def _insert(self, jobs: Sequence[Job]) -> list[int]:
         """Inserts what it can; answers the places of those that a unique key refused."""
         try:
-            with _translated():
+            with translated():
                 await self._jobs.bulk_write([InsertOne(_record(job)) for job in jobs], ordered=False)
         except BulkWriteError as error:
             return _only_duplicates(error)
@@ -113,7 +118,7 @@ class MongoStore:
         if standing is not None:
             return standing
         for _ in range(3):
-            with _translated():
+            with translated():
                 found = await self._jobs.find_one({"idempotency_key": job.idempotency_key})
                 if found is not None and found["created_at"] > now - IDEMPOTENCY_S:
                     return _job(found)
@@ -135,7 +140,7 @@ class MongoStore:
         lease = {"phase": Phase.RUNNING.value, "token": token, "due_at": until}
         update = {"$set": lease, "$inc": {"claims": 1}, "$unset": {"settled": ""}}
         ready = [{"phase": {"$in": _DISPATCHABLE}}, {"due_at": {"$lte": now}}]
-        with _translated():
+        with translated():
             free = [UpdateOne({"_id": uid, "token": None}, update) for uid in ids]
             done = await self._jobs.bulk_write(free, ordered=False)
             if done.matched_count < len(ids):  # repeats, and jobs whose lease or back-off is over
@@ -149,7 +154,7 @@ class MongoStore:
             "_id": {"$in": [uid for uid, _ in leases]},
             "token": {"$in": list({token for _, token in leases})},
         }
-        with _translated():
+        with translated():
             longer = {"$set": {"phase": Phase.RUNNING.value}, "$max": {"due_at": until}}
             done = await self._jobs.update_many(held, longer)
             if done.matched_count == len(leases):
@@ -163,7 +168,7 @@ class MongoStore:
             for s in settlements
         ]
         uids = {s.uid for s in settlements}
-        with _translated():
+        with translated():
             done = await self._jobs.bulk_write(updates, ordered=False)
             if done.matched_count == len(settlements):
                 return uids
@@ -225,7 +230,7 @@ class MongoStore:
             "due_at": now + self._retention_s,
             "token": _HELD,
         }
-        with _translated():
+        with translated():
             done = await self._jobs.update_one(
                 {"_id": uid, **_PENDING}, {"$set": changes, "$unset": {"phase": ""}}
             )
@@ -236,7 +241,7 @@ class MongoStore:
         changes: Record = {"phase": Phase.QUEUED.value, "due_at": due_at}
         if sent_at is not None:
             changes["sent_at"] = sent_at
-        with _translated():
+        with translated():
             await self._jobs.update_many(
                 {"_id": {"$in": list(uids)}, **_PENDING, "phase": {"$in": _DISPATCHABLE}},
                 {"$set": changes},
@@ -245,7 +250,7 @@ class MongoStore:
     async def take_due(self, now: float, until: float, limit: int) -> list[Job]:
         """See `ports.Store`."""
         late = {**_PENDING, "due_at": {"$lte": now}}
-        with _translated():
+        with translated():
             found = (
                 await self._jobs.find(late, {"_id": 1}).sort("due_at", ASCENDING).limit(limit).to_list(None)
             )
@@ -279,7 +284,7 @@ class MongoStore:
         updates += [UpdateOne({"_id": key}, {"$setOnInsert": one}, upsert=True) for key, one in mine.items()]
         new: set[str] = set()
         try:
-            with _translated():
+            with translated():
                 done = await self._leads.bulk_write(updates, ordered=False)
             new.update((done.upserted_ids or {}).values())
         except BulkWriteError as error:  # two upserts of one key raced: the other stands
@@ -290,14 +295,14 @@ class MongoStore:
 
     async def leaders(self, keys: Sequence[str]) -> dict[str, str]:
         """See `ports.Store`."""
-        with _translated():
+        with translated():
             found = await self._leads.find({"_id": {"$in": list(keys)}}).to_list(None)
         return {record["_id"]: record["uid"] for record in found}
 
     async def failed(self, since: float, limit: int) -> list[Job]:
         """See `ports.Store`."""
         dead = {"status": Status.FAILED.value, "ended_at": {"$gte": since}}
-        with _translated():
+        with translated():
             found = await self._jobs.find(dead).sort("ended_at", DESCENDING).limit(limit).to_list(None)
         return [_job(record) for record in found]
 
@@ -311,7 +316,7 @@ class MongoStore:
             "$unset": dict.fromkeys(gone, ""),
             "$rename": {"tries": "earlier"},
         }
-        with _translated():
+        with translated():
             await self._jobs.bulk_write(
                 [UpdateOne({"_id": uid, "status": Status.FAILED.value}, changes) for uid in uids],
                 ordered=False,
@@ -324,7 +329,7 @@ class MongoStore:
     async def purge(self, now: float, limit: int) -> int:
         """See `ports.Store`."""
         old = {"status": {"$ne": Status.PENDING.value}, "due_at": {"$lte": now}}
-        with _translated():
+        with translated():
             await self._leads.delete_many({"at": {"$lte": now - self._retention_s}})
             found = await self._jobs.find(old, {"_id": 1}).limit(limit).to_list(None)
             if not found:
@@ -334,24 +339,24 @@ class MongoStore:
 
     async def backlog(self, limit: int) -> Backlog:
         """See `ports.Store`."""
-        with _translated():
+        with translated():
             pending = await self._jobs.count_documents(_PENDING, limit=limit)
             oldest = await self._jobs.find_one(_PENDING, {"created_at": 1}, sort=[("created_at", ASCENDING)])
         return Backlog(int(pending), oldest["created_at"] if oldest else None)
 
     async def ping(self) -> None:
         """See `ports.Store`."""
-        with _translated():
+        with translated():
             await self._jobs.database.command("ping")
 
     async def _find(self, query: Mapping[str, Any]) -> list[Job]:
-        with _translated():
+        with translated():
             return [_job(record) for record in await self._jobs.find(query).to_list(None)]
 
     async def _make_indexes(self) -> None:
         if self._indexed:
             return
-        with _translated():
+        with translated():
             await self._jobs.create_index([("status", ASCENDING), ("due_at", ASCENDING)])
             await self._jobs.create_index(
                 [("status", ASCENDING), ("created_at", ASCENDING)], partialFilterExpression=_PENDING
@@ -384,7 +389,7 @@ def _job(record: Mapping[str, Any]) -> Job:
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
+def translated() -> Iterator[None]:
     """The driver's errors in this project's words; a bulk write's own error is for the caller to read."""
     try:
         yield

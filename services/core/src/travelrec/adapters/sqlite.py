@@ -40,6 +40,21 @@ _MIGRATIONS = (
     """,
     "CREATE TABLE leads (key TEXT PRIMARY KEY, uid TEXT NOT NULL, at REAL NOT NULL) WITHOUT ROWID",
     "CREATE INDEX pending_jobs_by_age ON jobs (record ->> 'created_at') WHERE status = 'pending'",
+    """
+    CREATE TABLE tasks (
+        id TEXT PRIMARY KEY,
+        uid TEXT NOT NULL UNIQUE,
+        status TEXT NOT NULL,
+        "group" TEXT NOT NULL,
+        due_at REAL NOT NULL,
+        record TEXT NOT NULL
+    ) WITHOUT ROWID;
+    CREATE INDEX tasks_by_status ON tasks (status, "group", uid);
+    CREATE TABLE task_pace (free_at REAL NOT NULL, held_until REAL NOT NULL, last_group TEXT NOT NULL);
+    INSERT INTO task_pace VALUES (0, 0, '');
+    CREATE TABLE task_poll (token TEXT NOT NULL, until REAL NOT NULL, due_at REAL NOT NULL);
+    INSERT INTO task_poll VALUES ('', 0, 0);
+    """,
 )
 
 
@@ -261,6 +276,14 @@ class SqliteStore:
             (job.uid, job.status, job.due_at, job.idempotency_key, settled, json.dumps(to_record(job))),
         )
         return job
+
+    async def read(self, work: Callable[[sqlite3.Connection], Answer]) -> Answer:
+        """Does `work` on the file's thread: for what else is kept in it. Raises `StoreUnavailable`."""
+        return await self._run(lambda: work(self._db))
+
+    async def write(self, work: Callable[[sqlite3.Connection], Answer]) -> Answer:
+        """As `read`, in a transaction."""
+        return await self._write(lambda: work(self._db))
 
     async def _write(self, work: Callable[[], Answer]) -> Answer:
         def in_transaction() -> Answer:

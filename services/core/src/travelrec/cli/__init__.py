@@ -13,6 +13,7 @@ from travelrec.cli.ask import ask
 from travelrec.cli.doctor import doctor
 from travelrec.cli.embedded import demo, serve
 from travelrec.cli.fake_openai import fake_openai
+from travelrec.cli.fake_tasks import fake_tasks
 from travelrec.cli.processes import api, worker
 from travelrec.cli.top import top
 from travelrec.cli.topics import topics
@@ -34,6 +35,7 @@ app.command()(doctor)
 app.command()(top)
 app.command()(topics)
 app.command("fake-openai")(fake_openai)
+app.command("fake-tasks")(fake_tasks)
 app.add_typer(dead_letters.app, name="dead-letters")
 for command in entry_points(group="travelrec.commands"):  # in a checkout, those of its tests
     app.command(command.name)(command.load())

@@ -22,6 +22,9 @@ from travelrec.telemetry import configure_logging
 # ruff: noqa: PLC0415 - the other packages are imported when a command needs them, and may be missing
 
 _OFFLINE = "No OPENAI_API_KEY is set: answers come from the built-in offline model, not from a real one."
+_NO_THIRD_PARTY = (
+    "No TASKS_PROVIDER_URL is set: tasks stay Not Started (`travelrec fake-tasks` starts a third party)."
+)
 
 Host = Annotated[str | None, typer.Option(help="The address to listen on (HOST, 127.0.0.1).")]
 Port = Annotated[int | None, typer.Option(help="The port to listen on (PORT, 3000); 0 takes a free one.")]
@@ -95,7 +98,7 @@ async def _started(
         from travelrec.connect import opened_models, opened_parts
         from travelrec_api.app import create_app
         from travelrec_api.server import served_in_process
-        from travelrec_worker.app import ROLES, running_roles
+        from travelrec_worker.app import possible_roles, running_roles
     except ModuleNotFoundError as error:
         raise BadSetting(
             f"this needs travelrec-api and travelrec-worker ({error.name} is missing)"
@@ -109,8 +112,10 @@ async def _started(
         if settings.offline_model:
             _say(f"[yellow]{_OFFLINE}[/yellow]")
             settings = await stack.enter_async_context(_with_offline_model(settings))
+        if not settings.has_third_party:
+            _say(_NO_THIRD_PARTY)
         models = await stack.enter_async_context(opened_models(settings))
-        await stack.enter_async_context(running_roles(list(ROLES), settings, parts, *models))
+        await stack.enter_async_context(running_roles(possible_roles(settings), settings, parts, *models))
         serving = await stack.enter_async_context(served_in_process(edge, listening))
         host, port = listening.getsockname()[:2]
         if host in ("127.0.0.1", "0.0.0.0", "::"):  # noqa: S104 - only shown

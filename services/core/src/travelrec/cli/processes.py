@@ -69,7 +69,9 @@ async def _try_to_open(settings: Settings) -> None:
 
 
 def worker(
-    roles: Annotated[list[str] | None, typer.Argument(help="What to work on (default: all): jobs.")] = None,
+    roles: Annotated[
+        list[str] | None, typer.Argument(help="What to work on (default: all): jobs, submit, poll.")
+    ] = None,
 ) -> None:
     """Takes jobs from the broker and works on them; health and metrics on METRICS_PORT."""
     settings = read_settings()

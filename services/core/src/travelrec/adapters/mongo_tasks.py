@@ -1,0 +1,259 @@
+"""Tasks in MongoDB, beside the jobs: every move as one conditional update, so any number of processes may race.
+
+Who takes tasks holds the one document that says what times are free; that is noted under the same token, so that a
+replica that stood still meanwhile, and whose turn another has had, sends nothing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any  # the two drivers share their calls, not a type
+
+from pymongo import ASCENDING, ReturnDocument, UpdateOne
+from pymongo.errors import DuplicateKeyError
+
+from travelrec.adapters.mongo import MongoStore, translated
+from travelrec.adapters.task_records import Record, task_from_record, task_to_record
+from travelrec.errors import StoreUnavailable
+from travelrec.tasks import pace
+from travelrec.tasks import task as moves
+from travelrec.tasks.pace import Pace
+from travelrec.tasks.ports import Reported, Taken
+from travelrec.tasks.task import (
+    Again,
+    Change,
+    Outcome,
+    Rejected,
+    Row,
+    Submission,
+    Submitted,
+    Task,
+    TaskStatus,
+)
+
+_PACE = {"_id": "pace"}
+_POLL = {"_id": "poll"}
+_BUSY_S = 0.03  # until another has taken what it is about to
+_NOT_STARTED = {"status": TaskStatus.NOT_STARTED.value}
+_CHANGES = 10
+
+
+class MongoTaskStore:
+    """See `tasks.ports.TaskStore`."""
+
+    def __init__(self, store: MongoStore) -> None:
+        self._tasks = store.collection("tasks")
+        self._turns = store.collection("task_turns")
+        self._prepared = False
+
+    async def create(self, task: Task) -> bool:
+        """See `tasks.ports.TaskStore`."""
+        await self._prepare()
+        with translated():
+            try:
+                await self._tasks.insert_one({"_id": task.id, **task_to_record(task)})
+            except DuplicateKeyError:
+                standing = await self._tasks.find_one({"_id": task.id}, {"uid": 1})
+                return standing is not None and standing["uid"] == task.uid
+        return True
+
+    async def get(self, id_: str) -> Task | None:
+        """See `tasks.ports.TaskStore`."""
+        with translated():
+            record = await self._tasks.find_one({"_id": id_})
+        return None if record is None else _task(record)
+
+    async def page(self, status: TaskStatus | None, after: str | None, limit: int) -> list[Task]:
+        """See `tasks.ports.TaskStore`."""
+        query: Record = {} if status is None else {"status": status.value}
+        if after is not None:
+            query["uid"] = {"$gt": after}
+        with translated():
+            found = await self._tasks.find(query).sort("uid", ASCENDING).limit(limit).to_list(None)
+        return [_task(record) for record in found]
+
+    async def change(self, id_: str, change: Change, now: float) -> Task | None:
+        """See `tasks.ports.TaskStore`."""
+        for _ in range(_CHANGES):
+            task = await self.get(id_)
+            if task is None:
+                return None
+            wanted = moves.changed(task, change, now)
+            standing = {"_id": id_, "uid": task.uid, **_fields(task, _MOVING)}
+            with translated():
+                done = await self._tasks.update_one(standing, {"$set": _fields(wanted, _MOVING)})
+            if done.matched_count:
+                return wanted
+        raise StoreUnavailable("a task changes too often")
+
+    async def delete(self, id_: str, uid: str | None = None) -> bool:
+        """See `tasks.ports.TaskStore`."""
+        with translated():
+            done = await self._tasks.delete_one({"_id": id_} if uid is None else {"_id": id_, "uid": uid})
+        return bool(done.deleted_count)
+
+    async def take(self, token: str, now: float, lease_s: float, rate: float, limit: int) -> Taken:
+        """See `tasks.ports.TaskStore`."""
+        waiting = {**_NOT_STARTED, "due_at": {"$lte": now}}
+        with translated():
+            seen = _pace(await self._turns.find_one(_PACE))
+            if (
+                not pace.free_times(seen, now, rate, limit)
+                or await self._tasks.find_one(waiting, {"_id": 1}) is None
+            ):
+                return Taken((), pace.look_again_at(seen, now))
+            await self._prepare()
+            mine = await self._turns.find_one_and_update(
+                {**_PACE, "until": {"$lte": now}},
+                {"$set": {"token": token, "until": now + pace.LOCK_S}},
+                return_document=ReturnDocument.AFTER,
+            )
+            if mine is None:
+                return Taken((), now + _BUSY_S)
+            before = _pace(mine)
+            times = pace.free_times(before, now, rate, limit)
+            tasks = await self._leased(
+                token, now, await self._chosen(before, waiting, len(times)), times, lease_s
+            )
+            after = before
+            if tasks:
+                after = replace(before, free_at=tasks[-1][0] + 1 / rate, group=tasks[-1][1].group)
+            note = {"free_at": after.free_at, "last_group": after.group, "until": 0.0}
+            done = await self._turns.update_one({**_PACE, "token": token}, {"$set": note})
+        if not done.matched_count:  # too late: another has had its turn meanwhile
+            if tasks:
+                await self.settle([Submission(task.id, token, Again(now, failed=False)) for _, task in tasks])
+            return Taken((), now + _BUSY_S)
+        return Taken(tasks, pace.look_again_at(after, now))
+
+    async def _chosen(self, before: Pace, waiting: Mapping[str, Any], count: int) -> list[str]:
+        """The ids of those whose turn it is, in order."""
+        groups = await self._tasks.distinct("group", waiting)
+        found: dict[str, list[str]] = {}
+        for group in pace.served_groups(groups, before.group, count):
+            line = (
+                self._tasks.find({**waiting, "group": group}, {"_id": 1}).sort("uid", ASCENDING).limit(count)
+            )
+            found[group] = [record["_id"] for record in await line.to_list(None)]
+        return pace.in_turn(found, count)
+
+    async def _leased(
+        self, token: str, now: float, ids: Sequence[str], times: Sequence[float], lease_s: float
+    ) -> list[tuple[float, Task]]:
+        """Those of `ids` that could be leased, each with its time."""
+        if not ids:
+            return []
+        free = {**_NOT_STARTED, "due_at": {"$lte": now}}
+        leases = [
+            UpdateOne({"_id": id_, **free}, {"$set": {"token": token, "due_at": at + lease_s}})
+            for at, id_ in zip(times, ids, strict=False)
+        ]
+        await self._tasks.bulk_write(leases, ordered=False)
+        found = await self._tasks.find({"_id": {"$in": list(ids)}}).to_list(None)
+        won = {record["_id"]: _task(record) for record in found if record["token"] == token}
+        return [(at, won[id_]) for at, id_ in zip(times, ids, strict=False) if id_ in won]
+
+    async def settle(self, submissions: Sequence[Submission]) -> None:
+        """See `tasks.ports.TaskStore`."""
+        updates = [UpdateOne({"_id": s.id, "token": s.token}, _settlement(s.outcome)) for s in submissions]
+        with translated():
+            await self._tasks.bulk_write(updates, ordered=False)
+
+    async def hold(self, until: float) -> None:
+        """See `tasks.ports.TaskStore`."""
+        await self._prepare()
+        with translated():
+            await self._turns.update_one(_PACE, {"$max": {"held_until": until}})
+
+    async def report(self, rows: Sequence[Row]) -> Reported:
+        """See `tasks.ports.TaskStore`."""
+        said = {row.id: row for row in rows}
+        if not said:
+            return Reported(0)
+        with translated():
+            found = await self._tasks.find({"_id": {"$in": list(said)}}).to_list(None)
+            before = [_task(record) for record in found]
+            moved = [(task, after) for task in before if (after := moves.reported(task, said[task.id]))]
+            updates = [
+                UpdateOne({"_id": task.id, **_fields(task, _STANDING)}, {"$set": _fields(after, _SAID)})
+                for task, after in moved
+            ]
+            if updates:
+                await self._tasks.bulk_write(updates, ordered=False)
+        return Reported(len(before), Counter(after.status for _, after in moved))
+
+    async def lead(self, token: str, now: float, until: float) -> float | None:
+        """See `tasks.ports.TaskStore`."""
+        await self._prepare()
+        with translated():
+            mine = await self._turns.find_one_and_update(
+                {**_POLL, "$or": [{"token": token}, {"until": {"$lte": now}}]},
+                {"$set": {"token": token, "until": until}},
+                return_document=ReturnDocument.AFTER,
+            )
+        return None if mine is None else float(mine["due_at"])
+
+    async def polled(self, token: str, due_at: float, until: float) -> bool:
+        """See `tasks.ports.TaskStore`."""
+        with translated():
+            done = await self._turns.update_one(
+                {**_POLL, "token": token}, {"$set": {"due_at": due_at, "until": until}}
+            )
+        return bool(done.matched_count)
+
+    async def counts(self) -> Mapping[TaskStatus, int]:
+        """See `tasks.ports.TaskStore`."""
+        with translated():
+            return {s: await self._tasks.count_documents({"status": s.value}) for s in TaskStatus}
+
+    async def _prepare(self) -> None:
+        """Makes the indexes, and the documents for whose turn it is, where they are not there."""
+        if self._prepared:
+            return
+        with translated():
+            await self._tasks.create_index("uid", unique=True)
+            await self._tasks.create_index([("status", ASCENDING), ("group", ASCENDING), ("uid", ASCENDING)])
+            never = {
+                "token": "",
+                "until": 0.0,
+                "due_at": 0.0,
+                "free_at": 0.0,
+                "held_until": 0.0,
+                "last_group": "",
+            }
+            for turn in (_PACE, _POLL):
+                try:
+                    await self._turns.update_one(turn, {"$setOnInsert": never}, upsert=True)
+                except DuplicateKeyError:  # another has just made it
+                    continue
+        self._prepared = True
+
+
+_STANDING = ("uid", "status", "again")
+_SAID = ("status", "error_message", "token")
+_MOVING = ("status", "error_message", "key", "again", "attempts", "due_at", "token")
+
+
+def _fields(task: Task, names: Sequence[str]) -> Record:
+    record = task_to_record(task)
+    return {name: record[name] for name in names}
+
+
+def _settlement(outcome: Outcome) -> Record:
+    match outcome:
+        case Submitted():
+            return {"$set": {"status": TaskStatus.IN_PROGRESS.value, "token": ""}}
+        case Rejected(message):
+            return {"$set": {"status": TaskStatus.ERROR.value, "error_message": message, "token": ""}}
+        case Again(due_at, failed):
+            return {"$set": {"due_at": due_at, "token": ""}, "$inc": {"attempts": int(failed)}}
+
+
+def _task(record: Mapping[str, Any]) -> Task:
+    return task_from_record(record["_id"], record)
+
+
+def _pace(record: Mapping[str, Any] | None) -> Pace:
+    return Pace() if record is None else Pace(record["free_at"], record["held_until"], record["last_group"])
