@@ -303,7 +303,7 @@ def _message(body: Mapping[str, object], details: _Details) -> str | None:
     message = body.get("error_message")
     if message is None:
         return None
-    if message == "" and type(message) is str:
+    if message == "":
         return ""
     text = read_text(message, most=MAX_MESSAGE)
     if text is None:

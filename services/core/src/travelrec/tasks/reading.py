@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 
 from travelrec.tasks.task import MAX_MESSAGE, MAX_TEXT, Row, TaskStatus
 
 
-class Number(str):
+@dataclass(frozen=True, slots=True)
+class Number:
     """A JSON number as it was written: an id that is a number is kept as its string."""
 
-    __slots__ = ()
+    text: str
 
 
 def read_json(body: bytes) -> object:
@@ -27,7 +29,7 @@ def _no_number(name: str) -> object:
 
 def read_text(value: object, *, most: int = MAX_TEXT) -> str | None:
     """A text of 1 to `most` characters; None for anything else, half a surrogate pair too."""
-    if not isinstance(value, str) or isinstance(value, Number) or not 1 <= len(value) <= most:
+    if not isinstance(value, str) or not 1 <= len(value) <= most:
         return None
     return value if is_text(value) else None
 
@@ -43,7 +45,7 @@ def is_text(value: str) -> bool:
 
 def read_id(value: object) -> str | None:
     """The id that `value` is, or None: a text, or a number, which is kept as its string."""
-    return read_text(str(value) if isinstance(value, Number) else value)
+    return read_text(value.text if isinstance(value, Number) else value)
 
 
 def read_status(value: object) -> TaskStatus | None:
