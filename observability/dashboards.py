@@ -420,7 +420,56 @@ KAFKA = Dashboard(
     ),
 )
 
-DASHBOARDS = (OVERVIEW, WORKER, MODEL, KAFKA)
+TASKS = Dashboard(
+    "travelrec-tasks",
+    "Travelrec: tasks",
+    "Tasks at the third party: submitted at a limited rate, followed by asking it.",
+    (
+        (
+            "Now",
+            (
+                _now("Not started", 'max(travelrec_tasks{status="Not Started"})'),
+                _now("In progress", 'max(travelrec_tasks{status="In Progress"})'),
+                _now("Error", 'max(travelrec_tasks{status="Error"})'),
+                _now(
+                    "Submitted",
+                    _rate("travelrec_task_submissions_total", labels='outcome="accepted"'),
+                    "reqps",
+                ),
+                _now(
+                    "Polls that failed in an hour",
+                    'sum(increase(travelrec_task_polls_total{outcome="failed"}[1h]))',
+                ),
+            ),
+        ),
+        (
+            "Submission",
+            (
+                Panel(
+                    "In and out",
+                    {
+                        "created, {{status}}": _rate("travelrec_tasks_created_total", "status"),
+                        "{{outcome}}": _rate("travelrec_task_submissions_total", "outcome"),
+                    },
+                    "reqps",
+                    "All calls but the late ones count for TASKS_RATE_LIMIT.",
+                ),
+                Panel("From creation to submission", _quantiles("travelrec_task_wait_seconds"), "s"),
+                Panel("One call", _quantiles("travelrec_task_submission_seconds", 'outcome="accepted"'), "s"),
+            ),
+        ),
+        (
+            "Polling",
+            (
+                Panel("Polls", {"{{outcome}}": _rate("travelrec_task_polls_total", "outcome")}, "reqps"),
+                Panel("One poll", _quantiles("travelrec_task_poll_seconds"), "s"),
+                Panel("Rows", {"{{outcome}}": _rate("travelrec_task_rows_total", "outcome")}, "ops"),
+            ),
+        ),
+    ),
+)
+
+DASHBOARDS = (OVERVIEW, WORKER, MODEL, KAFKA, TASKS)
 
 
 def rendered(board: Dashboard) -> str:

@@ -18,7 +18,7 @@ from support import Process, eventually, free_port
 from travelrec.cli import main
 
 TRAVELREC = Path(sys.executable).with_name("travelrec")
-COMMANDS = ("demo", "serve", "api", "worker", "ask", "doctor", "top", "topics", "fake-openai")
+COMMANDS = ("demo", "serve", "api", "worker", "ask", "doctor", "top", "topics", "fake-openai", "fake-tasks")
 SECRET = "hunter2-sk-secret"
 UID = re.compile(r"[0-9a-f]{32}")
 

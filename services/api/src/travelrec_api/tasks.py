@@ -87,7 +87,7 @@ _LISTED: list[dict[str, Any]] = [
     {
         "name": "after",
         "in": "query",
-        "schema": _ID,
+        "schema": {"type": "string"},
         "description": "The id of the last task of the page before; the header `Link` has the whole address.",
     },
 ]

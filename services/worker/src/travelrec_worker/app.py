@@ -164,12 +164,8 @@ _OF_TASKS = {"submit", "poll"}
 
 
 def possible_roles(settings: Settings) -> list[str]:
-    """All roles but those whose neighbour the settings don't name, which is told."""
-    roles = list(ROLES)
-    if not settings.has_third_party:
-        roles = [role for role in roles if role not in _OF_TASKS]
-        log.info("tasks stay Not Started: TASKS_PROVIDER_URL is not set")
-    return roles
+    """All roles but those whose neighbour the settings don't name."""
+    return [role for role in ROLES if settings.has_third_party or role not in _OF_TASKS]
 
 
 def _spare_the_collector() -> None:
@@ -212,6 +208,8 @@ async def work(settings: Settings, roles: Sequence[str]) -> None:
         engines = await stack.enter_async_context(
             running_roles(roles, settings, parts, *models, progress=progress)
         )
+        if not settings.has_third_party:
+            log.info("no role submits or polls: TASKS_PROVIDER_URL is not set, tasks stay Not Started")
         _spare_the_collector()
         log.info("worker started", roles=list(roles), concurrency=settings.worker_concurrency)
         joined = asyncio.create_task(_joined(engines))
