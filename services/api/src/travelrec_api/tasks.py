@@ -101,7 +101,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 }
 _TOO_LARGE: dict[str, Any] = {"model": Problem, "description": "The body is over 64 KiB."}
 _LOOKED_UP: dict[int | str, dict[str, Any]] = {
-    **_ERRORS,
+    503: _ERRORS[503],
     404: {"model": Problem, "description": "There is no such task."},
 }
 _BY_ID = {
@@ -208,7 +208,7 @@ async def read(request: Request) -> Response:
 @router.patch(
     "/{id:path}",
     response_model=ShownTask,
-    responses={**_LOOKED_UP, 413: _TOO_LARGE},
+    responses={**_ERRORS, **_LOOKED_UP, 413: _TOO_LARGE},
     openapi_extra={"parameters": [_AT], **_body(_CHANGES)},
     operation_id="changeTask",
     summary="Change a task",
