@@ -9,6 +9,7 @@ from dataclasses import replace
 from travelrec.job import Bid, Completed, Failed, Job, Phase, Retry, Settlement, Status
 
 DAY_S = 86400
+HASTY = 3  # claims
 
 
 class Reference:
@@ -48,13 +49,21 @@ class Reference:
         self.jobs[job.uid] = job
         return job.uid
 
-    def claim(self, uids: Sequence[str], token: str, now: float, until: float) -> list[Job]:
+    def claim(
+        self, uids: Sequence[str], token: str, now: float, until: float, worker: str | None
+    ) -> list[Job]:
         for uid in self.claimable(now) & set(uids):
-            self._change(
-                uid, phase=Phase.RUNNING, token=token, due_at=until, claims=self.jobs[uid].claims + 1
-            )
+            claims = self.jobs[uid].claims + 1
+            self._change(uid, phase=Phase.RUNNING, token=token, worker=worker, due_at=until, claims=claims)
             self._settled.pop(uid, None)
         return [job for uid, job in self.jobs.items() if uid in uids and job.token == token]
+
+    def release(self, worker: str, now: float, until: float) -> set[str]:
+        theirs = {uid: job for uid, job in self.jobs.items() if job.worker == worker and job.claims <= HASTY}
+        ends = {uid: job.due_at for uid, job in theirs.items() if job.phase is Phase.RUNNING}
+        for uid in [uid for uid, end in ends.items() if now < end <= until]:
+            self._change(uid, due_at=now)
+        return {uid for uid, end in ends.items() if end <= until}
 
     def renew(self, leases: Sequence[tuple[str, str]], until: float) -> set[str]:
         kept = {uid for uid, token in leases if self._holds(uid, token)}

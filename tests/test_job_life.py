@@ -38,6 +38,7 @@ skews = st.sampled_from((0, 0, 0, -2, 2))  # what the caller's clock is off by
 CLOCKS_S = (
     4  # what two callers' clocks differ by at the most: a sweeper whose clock is fast ends leases early
 )
+workers = st.sampled_from((None, "one", "other"))
 times = st.sampled_from((1, 1, 2))  # twice: the first answer was lost
 spans = st.sampled_from((0, 5, 30))
 leases_s = spans.map(lambda span: max(1, span))  # one of no length is none
@@ -139,14 +140,14 @@ class JobLife(RuleBasedStateMachine):
             assert answered == [self.model.jobs[job.uid] for job in answered]
 
     @precondition(lambda self: self.made)
-    @rule(indices=some, skew=skews, lease=leases_s, times=times)
-    def claim(self, indices: list[int], skew: int, lease: int, times: int) -> None:
+    @rule(indices=some, skew=skews, lease=leases_s, times=times, worker=workers)
+    def claim(self, indices: list[int], skew: int, lease: int, times: int, worker: str | None) -> None:
         now, token = self.now + skew, f"t{next(self.number)}"
         self.tokens.append(token)
         for _ in range(times):
             claimable = self.model.claimable(now)
-            won = self.run(self.store.claim(self.uids(indices), token, now, now + lease))
-            expected = self.model.claim(self.uids(indices), token, now, now + lease)
+            won = self.run(self.store.claim(self.uids(indices), token, now, now + lease, worker))
+            expected = self.model.claim(self.uids(indices), token, now, now + lease, worker)
             assert {job.uid: job for job in won} == {job.uid: job for job in expected}
             assert len(won) == len(expected)
             for uid in {job.uid for job in won} & claimable:
@@ -171,9 +172,18 @@ class JobLife(RuleBasedStateMachine):
         for token, won in zip(tokens, claims, strict=True):
             mine = [job.uid for job in won]
             assert {job.uid: job for job in won} == {
-                job.uid: job for job in self.model.claim(mine, token, self.now, until)
+                job.uid: job for job in self.model.claim(mine, token, self.now, until, None)
             }
             self.leased.update(dict.fromkeys(mine, until))
+
+    @rule(worker=workers.filter(bool), span=spans, times=times)
+    def release(self, worker: str, span: int, times: int) -> None:
+        """A dead worker comes back under its name."""
+        for _ in range(times):
+            released = self.model.release(worker, self.now, self.now + span)
+            assert self.run(self.store.release(worker, self.now, self.now + span)) == len(released)
+            for uid in released:
+                self.leased.pop(uid, None)
 
     @rule(indices=some, stale=st.none() | places, skew=skews, span=spans, times=times)
     def renew(self, indices: list[int], stale: int | None, skew: int, span: int, times: int) -> None:

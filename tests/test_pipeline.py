@@ -322,6 +322,33 @@ async def test_a_worker_that_comes_back_holds_nobody_up(client: Client, deployme
         await client.all_completed(asked, timeout_s=9)  # Kafka misses a member that says nothing for 15 s
 
 
+async def test_a_worker_that_comes_back_runs_again_what_it_ran(
+    client: Client, deployment: Deployment
+) -> None:
+    """Killed amid its calls and started again, it has its jobs done long before their leases would have run out."""
+    worker = deployment.worker("worker-back", JOB_LEASE=str(LONG_LEASE_S))
+    async with worker:
+        await ready(worker)
+        await client.model(latency_s=3.0)
+        load = Load()
+        accepting = asyncio.create_task(client.accept_many(load, clients=20, pause_s=0.2))
+
+        async def busy() -> bool:
+            return await client.metric(worker, "travelrec_jobs_in_flight") > 10
+
+        await eventually(busy, 20)
+        worker.kill()
+        load.stopping = True
+        await accepting
+        await client.model(latency_s=0.0)
+        worker.start()
+        await client.all_completed(load.asked, timeout_s=LONG_LEASE_S / 2)
+        await client.all_finished_once(load.asked, claims=2)
+        again = sum(record["claims"] == 2 for record in await client.records(load.asked))
+        assert again > 10
+        assert await client.extra_calls(load.asked) <= again
+
+
 async def test_a_killed_api_forgets_no_uid_it_answered(client: Client, deployment: Deployment) -> None:
     """With an API SIGKILLed under load every uid that was answered is known to the other and completes."""
     load = Load()

@@ -6,7 +6,7 @@ import json
 from collections import Counter, UserDict
 from collections.abc import Sequence
 
-from simulation.loop import EPOCH, VirtualLoop, driven, process_now
+from simulation.loop import EPOCH, Process, VirtualLoop, driven, process_now
 from travelrec.adapters.memory import MemoryStore
 from travelrec.errors import BadModelRequest
 from travelrec.job import HandedBack, Job, Phase, Retry, Settlement, Status
@@ -29,6 +29,7 @@ class History:
         self.changed_at = 0.0
         self.ended_at: dict[str, float] = {}
         self.claims: Counter[str] = Counter()
+        self.holders: dict[str, Process | None] = {}  # token → who claimed with it
         self.publishes: Counter[str] = Counter()  # before the first claim
         self.wished: dict[str, float] = {}  # key → when the provider wants to be asked again, at the earliest
         self.dead_letters: set[str] = set()
@@ -54,8 +55,10 @@ class History:
 
     # --- the store ------------------------------------------------------------------------------------
 
-    def store(self, name: str, args: tuple[object, ...]) -> object:
+    def store(self, name: str, args: tuple[object, ...], caller: Process | None) -> object:
         self._call = name
+        if name == "claim":
+            self.holders[str(args[1])] = caller
         if name == "settle":
             return self._settle(*args)  # type: ignore[arg-type]
         return driven(getattr(self.memory, name)(*args))
@@ -98,6 +101,9 @@ class History:
         stands_for_s = old.due_at - self.now
         if old.phase is Phase.RUNNING and new.phase is Phase.DUE and stands_for_s > CLOCKS_S:
             self.never(f"a sweeper took a job whose lease stands: {uid}")
+        holder = self.holders.get(old.token or "")
+        if self._call == "release" and holder is not None and not holder.dead:
+            self.never(f"a living worker's lease was released: {uid}")
         if new.token is not None and new.token != old.token:
             self.claims[uid] += 1
             if self._call != "claim":

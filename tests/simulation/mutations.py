@@ -89,6 +89,18 @@ async def _renew_whoever_has_it(
     return {uid for uid, _ in leases}
 
 
+async def _release_whoever_has_it(self: MemoryStore, worker: str, now: float, until: float) -> int:
+    for other in {job.worker for job in self.jobs.values()} - {None}:
+        await _release(self, other, now, until)
+    return 0
+
+
+async def _release_at_any_time(self: MemoryStore, worker: str, now: float, until: float) -> int:
+    return await _release(self, worker, now, math.inf)
+
+
+_release = MemoryStore.release
+
 # --- store ----------------------------------------------------------------------------------------------
 
 _settle, _settled = MemoryStore.settle, moves.settled
@@ -260,6 +272,8 @@ MUTATIONS: dict[str, Callable[[], AbstractContextManager[object]]] = {
     "claim ignoring back-off": _instead(moves, "claimable", _claimable_at_any_time),
     "leases are not renewed": _instead(Leases, "keep", _never_renew),
     "renewing revives a lost lease": _instead(MemoryStore, "renew", _renew_whoever_has_it),
+    "another worker's leases are released": _instead(MemoryStore, "release", _release_whoever_has_it),
+    "a late release ends its own worker's leases": _instead(MemoryStore, "release", _release_at_any_time),
     "settle without the token": _instead(MemoryStore, "settle", _settle_without_the_token),
     "a late result overwrites the end": _instead(MemoryStore, "settle", _settle_what_has_ended),
     "a retry never becomes due": _settled_as(_forget_when_to_try_again),

@@ -81,7 +81,8 @@ class Store:
 
     def __getattr__(self, name: str) -> Callable[..., Awaitable[object]]:
         async def call(*args: object) -> object:
-            return await self._network.call(lambda: self._history.store(name, args), StoreUnavailable)
+            caller = process_now.get()
+            return await self._network.call(lambda: self._history.store(name, args, caller), StoreUnavailable)
 
         return call
 

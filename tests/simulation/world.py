@@ -276,7 +276,8 @@ class World:
             self.apis[process.name] = Api(self)
             await self.apis[process.name].serve()
         else:
-            async with worker.running_roles(["jobs"], self.settings, self.parts(), self.model):
+            named = self.settings.model_copy(update={"metrics_port": 9000 + int(process.name[-1])})
+            async with worker.running_roles(["jobs"], named, self.parts(), self.model):
                 await process.stopping.wait()
 
     def expel(self, process: Process) -> None:

@@ -64,9 +64,11 @@ class Store(MemoryStore):
         super().__init__()
         self._diary = diary
 
-    async def claim(self, uids: Sequence[str], token: str, now: float, until: float) -> list[Job]:
+    async def claim(
+        self, uids: Sequence[str], token: str, now: float, until: float, worker: str | None = None
+    ) -> list[Job]:
         await self._diary.enter("claim", StoreUnavailable)
-        won = await super().claim(uids, token, now, until)
+        won = await super().claim(uids, token, now, until, worker)
         self._diary.did("claim", StoreUnavailable)
         return won
 
@@ -210,8 +212,9 @@ class World:
 
     @asynccontextmanager
     async def worker(self, progress: Progress | None = None, **settings: object) -> AsyncIterator[None]:
-        """A worker until left; by default it ends without grace, and a sweeper looks around all the time."""
-        given = {"broker_url": "kafka://unused", "store_url": "memory://", "grace_s": 0.0, **settings}
+        """A worker until left; by default it ends without grace, and has no name, for there may be several."""
+        unused = {"broker_url": "kafka://unused", "store_url": "memory://"}
+        given = {**unused, "grace_s": 0.0, "metrics_port": 0, **settings}
         parts = Parts(self.store, self.broker, self.signals)
         async with running_roles(
             ["jobs"], Settings(**given, _env_file=None), parts, self.model, progress=progress

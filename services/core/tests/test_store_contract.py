@@ -185,6 +185,38 @@ async def test_a_renewal_that_comes_late_shortens_nothing(store: Store) -> None:
     assert (await read(store, held.uid)).due_at == NOW + 60
 
 
+async def test_release_ends_what_a_dead_worker_held(store: Store) -> None:
+    """Leases of one worker's name are over at once for its successor; its own later claim, and others', stand."""
+    mine, theirs, nobodys, later, ended = await accepted(store, 5)
+    for one, worker in ((mine, "w-1"), (theirs, "w-2"), (nobodys, None), (ended, "w-1")):
+        (claimed,) = await store.claim([one.uid], one.uid, NOW, NOW + 30, worker)
+        assert claimed.worker == worker
+    await store.settle([Settlement(ended.uid, ended.uid, Completed({}))], NOW + 1)
+    for _ in range(2):  # the first answer was lost
+        assert await store.release("w-1", NOW + 2, NOW + 32) == 1
+    assert (await read(store, mine.uid)).due_at == NOW + 2
+    (claimed,) = await store.claim([later.uid], "t2", NOW + 3, NOW + 33, "w-1")
+    assert await store.release("w-1", NOW + 2, NOW + 32) == 1  # one that comes late
+    assert [one.uid for one in await store.take_due(NOW + 4, NOW + 14, 10)] == [mine.uid]
+    stand = await store.get([theirs.uid, nobodys.uid, later.uid])
+    assert {(one.phase, one.due_at) for one in stand.values()} == {
+        (Phase.RUNNING, NOW + 30),
+        (Phase.RUNNING, NOW + 33),
+    }
+    (again,) = await store.claim([mine.uid], "t3", NOW + 5, NOW + 35, "w-2")
+    assert (again.worker, again.claims) == ("w-2", 2)
+
+
+async def test_release_leaves_what_may_have_killed_its_worker(store: Store) -> None:
+    """A job that was claimed more than three times waits for its lease to run out, whoever held it."""
+    (made,) = await accepted(store)
+    for claims in (1, 2, 3, 4):
+        now = NOW + 10 * claims
+        (claimed,) = await store.claim([made.uid], f"t{claims}", now, now + 30, "w")
+        assert claimed.claims == claims
+        assert await store.release("w", now + 1, now + 31) == (claims <= 3)
+
+
 async def test_waiting_job_is_not_claimed_before_its_time(store: Store) -> None:
     """A message that comes twice does not cut a back-off short."""
     made = await running(store)
@@ -503,6 +535,7 @@ async def test_mongo_away_is_said_in_time(driver: str) -> None:
             store.accept([job()], NOW),
             store.get(["a"]),
             store.claim(["a"], "t", NOW, NOW),
+            store.release("w", NOW, NOW),
             store.renew([("a", "t")], NOW),
             store.settle([Settlement("a", "t", Completed({}))], NOW),
             store.cancel("a", NOW, "x"),

@@ -55,8 +55,9 @@ class Deployment:
         )
         parts = Parts(self.store, self.broker, self.signals)
         async with AsyncExitStack() as stack:
-            for _ in range(count):
-                await stack.enter_async_context(running_roles(["jobs"], settings, parts, self.model))
+            for number in range(count):
+                named = settings.model_copy(update={"metrics_port": 9001 + number})
+                await stack.enter_async_context(running_roles(["jobs"], named, parts, self.model))
             yield
 
     async def ask(self, *countries: str, created_at: float | None = None) -> list[str]:

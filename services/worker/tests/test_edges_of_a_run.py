@@ -39,8 +39,10 @@ class Store(MemoryStore):
         self.renewals = 0
         self.takes_settlements = True
 
-    async def claim(self, uids: Sequence[str], token: str, now: float, until: float) -> list[Job]:
-        claimed = await super().claim(uids, token, now, until)
+    async def claim(
+        self, uids: Sequence[str], token: str, now: float, until: float, worker: str | None = None
+    ) -> list[Job]:
+        claimed = await super().claim(uids, token, now, until, worker)
         await self.claims_answered.wait()
         if self.loses_next_claim:
             self.loses_next_claim = False

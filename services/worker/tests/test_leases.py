@@ -26,7 +26,14 @@ class Store(MemoryStore):
     def __init__(self) -> None:
         super().__init__()
         self.renewals: list[list[str]] = []
+        self.releases = 0
         self.away = False
+
+    async def release(self, worker: str, now: float, until: float) -> int:
+        self.releases += 1
+        if self.away:
+            raise StoreUnavailable("away")
+        return await super().release(worker, now, until)
 
     async def renew(self, leases: Sequence[tuple[str, str]], until: float) -> set[str]:
         self.renewals.append([uid for uid, _ in leases])
@@ -233,3 +240,25 @@ async def test_only_a_claimed_job_is_held() -> None:
     job = Job(new_uid(), "recommendation", {}, 0.0)
     with pytest.raises(ValueError, match="claimed"), Leases(Store(), LEASE_S, Progress(5.0)).held(job):
         pass
+
+
+async def test_the_successor_of_a_dead_worker_inherits_its_leases() -> None:
+    """They are over at once; those of another name are not, nor those of a worker without one."""
+    store = Store()
+    now = time.time()
+    jobs = [Job(new_uid(), "recommendation", {}, now, due_at=now + 60) for _ in range(3)]
+    await store.accept(jobs, now)
+    for job, name in zip(jobs, ("mine", "another's", None), strict=True):
+        await store.claim([job.uid], job.uid, now, now + 60, name)
+    await Leases(store, 60.0, Progress(5.0)).inherit()
+    assert [store.jobs[job.uid].due_at for job in jobs] == [now + 60] * 3
+    await Leases(store, 60.0, Progress(5.0), "mine").inherit()
+    assert [store.jobs[job.uid].due_at <= time.time() for job in jobs] == [True, False, False]
+
+
+async def test_a_worker_starts_although_it_can_not_inherit() -> None:
+    """While the store is away the leases of a dead worker are left to run out."""
+    store = Store()
+    store.away = True
+    await Leases(store, LEASE_S, Progress(5.0), "mine").inherit()
+    assert store.releases == 1

@@ -25,6 +25,7 @@ Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | Non
 Params: TypeAlias = Mapping[str, str]
 
 IDEMPOTENCY_S = 86400.0  # how long an Idempotency-Key stands for the job it made
+HASTY_CLAIMS = 3  # a job that was claimed more often may be what kills its workers: it waits for its lease
 
 
 class Status(StrEnum):
@@ -70,6 +71,7 @@ class Job:
         None  # when a sweeper last published its message; None: when it was accepted, if at all
     )
     token: str | None = None  # of the newest lease; a result is taken only from its holder
+    worker: str | None = None  # the name of who claimed it last, if it had one
     claims: int = 0  # that cost an attempt or whose worker was lost; too many of those end the job
     tries: tuple[Try, ...] = ()
     earlier: tuple[Try, ...] = ()  # the tries before it was last revived
@@ -151,14 +153,25 @@ def claimable(job: Job, now: float) -> bool:
     return not job.ended and (job.phase in (Phase.QUEUED, Phase.DUE) or job.due_at <= now)
 
 
-def claimed(job: Job, token: str, until: float) -> Job:
-    """`job` under a new lease; the caller has checked that it is claimable."""
-    return replace(job, phase=Phase.RUNNING, token=token, due_at=until, claims=job.claims + 1)
+def claimed(job: Job, token: str, until: float, worker: str | None = None) -> Job:
+    """`job` under a new lease of `worker`; the caller has checked that it is claimable."""
+    return replace(job, phase=Phase.RUNNING, token=token, worker=worker, due_at=until, claims=job.claims + 1)
 
 
 def renewed(job: Job, until: float) -> Job:
     """`job` whose holder goes on with it, which the caller has checked; a renewal that comes late shortens nothing."""
     return replace(job, phase=Phase.RUNNING, due_at=max(job.due_at, until))
+
+
+def releasable(job: Job, worker: str, until: float) -> bool:
+    """Whether `job` is leased by `worker` and its lease ends by `until`; not so a job that was claimed too often."""
+    leased = job.phase is Phase.RUNNING and job.worker == worker
+    return leased and job.due_at <= until and job.claims <= HASTY_CLAIMS
+
+
+def released(job: Job, now: float) -> Job:
+    """`job` whose holder is dead, which the caller knows: its lease is over at `now`."""
+    return replace(job, due_at=min(job.due_at, now))
 
 
 def answers(leader: Job, asked_at: float, now: float, fresh_s: float) -> bool:

@@ -40,10 +40,20 @@ class Store(Protocol):
         """Those of `uids` that exist, as they stand; sees every write that has returned."""
         ...
 
-    async def claim(self, uids: Sequence[str], token: str, now: float, until: float) -> list[Job]:
+    async def claim(
+        self, uids: Sequence[str], token: str, now: float, until: float, worker: str | None = None
+    ) -> list[Job]:
         """Leases those of `uids` that are claimable at `now` (see `job.claimable`) under `token` until `until`, later.
 
-        Answers them as claimed; a `token` is new with every call, so each job is won by one call only.
+        Answers them as claimed, by `worker`; a `token` is new with every call, so each job is won by one call only.
+        """
+        ...
+
+    async def release(self, worker: str, now: float, until: float) -> int:
+        """Ends at `now` the leases of `worker` that would end by `until` (see `job.releasable`); answers how many.
+
+        For the successor of a dead worker of that name. A call that comes late does no harm: what the successor has
+        claimed itself ends after `until`.
         """
         ...
 

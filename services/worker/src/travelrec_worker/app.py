@@ -70,7 +70,7 @@ async def running_roles(
 async def _jobs(
     settings: Settings, parts: Parts, gate: Gate, progress: Progress
 ) -> AsyncIterator[list[Engine]]:
-    leases = Leases(parts.store, settings.lease_s, progress)
+    leases = Leases(parts.store, settings.lease_s, progress, settings.worker_name)
     jobs = Jobs(
         parts.store,
         parts.broker,
@@ -99,6 +99,8 @@ async def _jobs(
         helpers = [background.create_task(leases.keep())]
         if settings.broker_url.startswith("memory:"):
             await parts.store.take_due(float("inf"), 0.0, 2**31)  # the broker has forgotten what it held
+        else:
+            await leases.inherit()  # METRICS_PORT is ours: nobody of our name lives
         helpers.append(background.create_task(Sweeper(parts.store, parts.broker, progress).run()))
         helpers.append(background.create_task(Backlog(parts.store, parts.broker, parts.signals).watch()))
         await stack.enter_async_context(parts.signals.listen(jobs.hear))

@@ -332,7 +332,8 @@ class Jobs:
             now = time.time()
             try:
                 with self._progress.calling("claiming", calls=4):
-                    won = await self._store.claim(uids, token, now, now + self._leases.lease_s)
+                    until = now + self._leases.lease_s
+                    won = await self._store.claim(uids, token, now, until, self._leases.worker)
             except StoreUnavailable as error:  # the claim may stand: asking again with its token finds it
                 log.warning("not claimed yet", jobs=len(uids), error=str(error))
                 await asyncio.sleep(_STORE_RETRY_S)

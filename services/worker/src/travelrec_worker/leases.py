@@ -23,10 +23,11 @@ _AGAIN_S = 0.25
 class Leases:
     """Who runs what here. A run whose job is lost or cancelled is stopped: its result would not count."""
 
-    def __init__(self, store: Store, lease_s: float, progress: Progress) -> None:
+    def __init__(self, store: Store, lease_s: float, progress: Progress, worker: str | None = None) -> None:
         self._store = store
         self._progress = progress
         self.lease_s = lease_s
+        self.worker = worker
         self._held: dict[str, tuple[str, asyncio.Task[object] | None]] = {}  # no task: its run is over
         self._until: dict[str, float] = {}  # of those held
         self._abandoned: set[asyncio.Task[object]] = set()
@@ -66,6 +67,23 @@ class Leases:
         """Whether the calling task was stopped by `abandon`, and so by nobody else."""
         task = asyncio.current_task()
         return task in self._abandoned
+
+    async def inherit(self) -> None:
+        """Ends the leases that a dead worker of this one's name has left, before this one claims any.
+
+        When the store can't be reached now they are left to run out.
+        """
+        if self.worker is None:
+            return
+        now = time.time()
+        try:
+            with self._progress.calling("releasing leases", calls=1):
+                left = await self._store.release(self.worker, now, now + self.lease_s)
+        except StoreUnavailable as error:
+            log.warning("leases not released", worker=self.worker, error=str(error))
+        else:
+            if left:
+                log.info("leases of a dead worker released", worker=self.worker, jobs=left)
 
     async def keep(self) -> None:
         """Renews what is held, three times a lease, until cancelled; at once when a store that was away is back."""

@@ -48,17 +48,25 @@ class MemoryStore:
         """See `ports.Store`."""
         return {uid: self.jobs[uid] for uid in uids if uid in self.jobs}
 
-    async def claim(self, uids: Sequence[str], token: str, now: float, until: float) -> list[Job]:
+    async def claim(
+        self, uids: Sequence[str], token: str, now: float, until: float, worker: str | None = None
+    ) -> list[Job]:
         """See `ports.Store`."""
         won = []
         for uid in dict.fromkeys(uids):
             job = self.jobs.get(uid)
             if job is not None and (moves.claimable(job, now)):
-                self.jobs[uid] = moves.claimed(job, token, until)
+                self.jobs[uid] = moves.claimed(job, token, until, worker)
                 self._settled.pop(uid, None)
             if job is not None and self.jobs[uid].token == token:
                 won.append(self.jobs[uid])
         return won
+
+    async def release(self, worker: str, now: float, until: float) -> int:
+        """See `ports.Store`."""
+        dead = [job for job in self.jobs.values() if moves.releasable(job, worker, until)]
+        self.jobs.update((job.uid, moves.released(job, now)) for job in dead)
+        return len(dead)
 
     async def renew(self, leases: Sequence[tuple[str, str]], until: float) -> set[str]:
         """See `ports.Store`."""

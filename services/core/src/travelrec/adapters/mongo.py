@@ -20,6 +20,7 @@ from pymongo.errors import BulkWriteError, ConfigurationError, InvalidURI, PyMon
 from travelrec.adapters.records import Record, from_record, to_record, try_to_record
 from travelrec.errors import BadSetting, StoreUnavailable
 from travelrec.job import (
+    HASTY_CLAIMS,
     IDEMPOTENCY_S,
     Bid,
     Completed,
@@ -37,6 +38,7 @@ from travelrec.ports import Backlog
 
 _HELD = "-"  # the token of a job that is neither free to be claimed nor leased
 _PENDING = {"status": Status.PENDING.value}
+_LEASED = {"phase": Phase.RUNNING.value}
 _DISPATCHABLE = [Phase.QUEUED.value, Phase.DUE.value]
 _DUPLICATE_KEY = 11000
 
@@ -134,10 +136,12 @@ class MongoStore:
         """See `ports.Store`."""
         return {job.uid: job for job in await self._find({"_id": {"$in": list(uids)}})}
 
-    async def claim(self, uids: Sequence[str], token: str, now: float, until: float) -> list[Job]:
+    async def claim(
+        self, uids: Sequence[str], token: str, now: float, until: float, worker: str | None = None
+    ) -> list[Job]:
         """See `ports.Store`."""
         ids = list(dict.fromkeys(uids))
-        lease = {"phase": Phase.RUNNING.value, "token": token, "due_at": until}
+        lease = {"phase": Phase.RUNNING.value, "token": token, "due_at": until, "worker": worker}
         update = {"$set": lease, "$inc": {"claims": 1}, "$unset": {"settled": ""}}
         ready = [{"phase": {"$in": _DISPATCHABLE}}, {"due_at": {"$lte": now}}]
         with translated():
@@ -147,6 +151,18 @@ class MongoStore:
                 others = {"_id": {"$in": ids}, **_PENDING}
                 await self._jobs.update_many({**others, "$or": ready}, update)
         return [job for job in await self._find({"_id": {"$in": ids}}) if job.token == token]
+
+    async def release(self, worker: str, now: float, until: float) -> int:
+        """See `ports.Store`."""
+        dead = {
+            "worker": worker,
+            **_LEASED,
+            "due_at": {"$lte": until},
+            "claims": {"$lte": HASTY_CLAIMS},
+        }
+        with _translated():
+            done = await self._jobs.update_many(dead, {"$min": {"due_at": now}})
+        return int(done.matched_count)
 
     async def renew(self, leases: Sequence[tuple[str, str]], until: float) -> set[str]:
         """See `ports.Store`."""
@@ -361,6 +377,7 @@ class MongoStore:
             await self._jobs.create_index(
                 [("status", ASCENDING), ("created_at", ASCENDING)], partialFilterExpression=_PENDING
             )
+            await self._jobs.create_index("worker", partialFilterExpression=_LEASED)
             await self._jobs.create_index("idempotency_key", unique=True, sparse=True)
             await self._jobs.create_index([("_id", ASCENDING), ("token", ASCENDING)], unique=True)
             await self._leads.create_index("at")

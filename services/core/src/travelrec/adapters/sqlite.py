@@ -108,17 +108,29 @@ class SqliteStore:
         """See `ports.Store`."""
         return await self._run(lambda: {job.uid: job for job in self._select(uids)})
 
-    async def claim(self, uids: Sequence[str], token: str, now: float, until: float) -> list[Job]:
+    async def claim(
+        self, uids: Sequence[str], token: str, now: float, until: float, worker: str | None = None
+    ) -> list[Job]:
         """See `ports.Store`."""
 
         def work() -> list[Job]:
             won = []
             for job in self._select(uids):
                 if moves.claimable(job, now):
-                    won.append(self._put(moves.claimed(job, token, until), settled=""))
+                    won.append(self._put(moves.claimed(job, token, until, worker), settled=""))
                 elif job.token == token:
                     won.append(job)
             return won
+
+        return await self._write(work)
+
+    async def release(self, worker: str, now: float, until: float) -> int:
+        """See `ports.Store`."""
+
+        def work() -> int:
+            late = self._select(self._ids(pending=True, now=until, limit=-1))
+            dead = [job for job in late if moves.releasable(job, worker, until)]
+            return len([self._put(moves.released(job, now)) for job in dead])
 
         return await self._write(work)
 
