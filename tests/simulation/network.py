@@ -153,6 +153,8 @@ class Cluster:
     def commit(self, topic: str, group: Group, member: Subscription, positions: dict[int, int]) -> set[int]:
         noted = {partition for partition in positions if group.owner(partition) is member}
         for partition in noted:
+            if positions[partition] < group.committed[partition]:
+                continue  # a member's requests come in their order: this one has been overtaken on its way here
             before, group.committed[partition] = group.committed[partition], positions[partition]
             passed = self.topics[topic][partition][before : positions[partition]]
             self.history.committed([record.message for record in passed if not record.finished])

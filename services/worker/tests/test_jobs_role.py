@@ -356,6 +356,17 @@ async def test_a_job_does_not_end_without_its_dead_letter(world: World) -> None:
     assert len(world.broker.dead) == 1
 
 
+async def test_a_job_whose_worker_ends_before_its_dead_letter_is_handed_back(world: World) -> None:
+    """Whoever has it next need not wait for a lease."""
+    world.model.says["Peru"] = [Refused("No.")]
+    uid = await world.accept()
+    async with world.worker():
+        world.diary.close("dead letter")
+        await eventually(lambda: world.diary.tried["dead letter"] == 1)
+    assert (world.job(uid).phase, world.job(uid).claims) == (Phase.WAITING, 0)
+    assert world.job(uid).due_at <= time.time()
+
+
 async def test_a_job_that_kills_its_workers_is_given_up(world: World) -> None:
     """After four claims for each attempt, none of which came to an end, it is not run any more."""
     still, lost = [await world.accept(country, claims=n) for country, n in (("Peru", 7), ("Chile", 8))]

@@ -271,7 +271,11 @@ class Jobs:
     async def _settle(self, job: Job, outcome: Outcome, trace: str | None) -> Outcome | None:
         """Writes the outcome, however long the store is away; answers what stands, None if it was not wanted."""
         if isinstance(outcome, Failed):
-            outcome = await self._with_dead_letter(job, outcome)
+            try:
+                outcome = await self._with_dead_letter(job, outcome)
+            except asyncio.CancelledError:
+                await self._hand_back(job)
+                raise
         while True:
             try:
                 stands = await self._settlements.submit(_Ended(job, outcome, trace))
