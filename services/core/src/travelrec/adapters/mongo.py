@@ -160,7 +160,7 @@ class MongoStore:
             "due_at": {"$lte": until},
             "claims": {"$lte": HASTY_CLAIMS},
         }
-        with _translated():
+        with translated():
             done = await self._jobs.update_many(dead, {"$min": {"due_at": now}})
         return int(done.matched_count)
 
