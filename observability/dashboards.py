@@ -223,7 +223,7 @@ WORKER = Dashboard(
                 ),
                 Panel(
                     "Guard",
-                    {"{{instance}}": f"travelrec_guard{{{_WORKER}}}"},
+                    {"{{instance}} {{topic}}": f"travelrec_guard{{{_WORKER}}}"},
                     about="0 closed, 1 probing, 2 open: nearly all jobs failed alike.",
                 ),
                 Panel(

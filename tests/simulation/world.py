@@ -28,7 +28,7 @@ from travelrec.errors import (
     StoreUnavailable,
 )
 from travelrec.job import Job, Json, Params, Status
-from travelrec.kinds import Kind
+from travelrec.kinds import Kind, Sharing
 from travelrec.ports import Answer, Model, Question
 from travelrec.settings import Settings
 from travelrec.wire import Signal
@@ -88,7 +88,7 @@ async def _run(params: Params, model: Model, timeout_s: float) -> dict[str, Json
     return {"answer": answer.text}
 
 
-KINDS = {"simulated": Kind(_run, lambda params: params["key"], 3600.0)}
+KINDS = {"simulated": Kind(_run, Sharing(lambda params: params["key"], 3600.0))}
 
 
 class SimulatedModel:
@@ -166,7 +166,8 @@ class Api:
 
     def __init__(self, world: World) -> None:
         self.parts = world.parts()
-        self.accepter = Accepter(self.parts.store, self.parts.broker, KINDS, world.settings.job_retention_s)
+        sharing = {name: kind.sharing for name, kind in KINDS.items()}
+        self.accepter = Accepter(self.parts.store, self.parts.broker, sharing, world.settings.job_retention_s)
         self.waiters = Waiters(self.parts.store)
 
     async def serve(self) -> None:

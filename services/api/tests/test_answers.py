@@ -6,7 +6,7 @@ from support import eventually
 from travelrec.adapters.memory import MemoryBroker, MemoryStore
 from travelrec.errors import StoreUnavailable
 from travelrec.job import Bid, Completed, Settlement, Status
-from travelrec.kinds import kinds
+from travelrec.kinds import shared
 from travelrec.settings import Settings
 from travelrec.wire import JOBS_GROUP, JOBS_TOPIC
 from travelrec_api import answers
@@ -19,7 +19,7 @@ KEY = "recommendation:Canada:winter"
 
 
 def accepter(store: MemoryStore, broker: MemoryBroker, ttl_s: float = 3600.0) -> Accepter:
-    return Accepter(store, broker, kinds(Settings(recommendation_cache_ttl_s=ttl_s)), 86400.0)
+    return Accepter(store, broker, shared(Settings(recommendation_cache_ttl_s=ttl_s)), 86400.0)
 
 
 async def complete_one(store: MemoryStore) -> str:

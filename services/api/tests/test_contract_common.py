@@ -273,6 +273,8 @@ async def test_openapi_describes_every_route_and_answer(api):
         ("get", "/api/tasks/{id}"): {"200", "404", "503"},
         ("patch", "/api/tasks/{id}"): {"200", "404", "413", "422", "503"},
         ("delete", "/api/tasks/{id}"): {"204", "404", "503"},
+        ("post", "/predict"): {"200", "202", "413", "422", "502", "503", "504"},
+        ("get", "/predict/{prediction_id}"): {"200", "400", "404", "502", "503"},
         ("get", "/healthz"): {"200"},
         ("get", "/readyz"): {"200", "503"},
         ("get", "/metrics"): {"200"},

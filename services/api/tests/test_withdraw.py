@@ -9,7 +9,7 @@ from support import eventually
 from travelrec.adapters.memory import MemoryBroker, MemoryStore
 from travelrec.errors import StoreUnavailable
 from travelrec.job import Job, Status
-from travelrec.kinds import kinds
+from travelrec.kinds import shared
 from travelrec.settings import Settings
 from travelrec_api import accept
 from travelrec_api.accept import Accepter
@@ -43,7 +43,7 @@ async def test_a_write_that_comes_late_is_withdrawn(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(accept, "_LOOK_S", 0.01)
     monkeypatch.setattr(accept, "_LOOKS", 1000)
     store = HangingStore()
-    accepter = Accepter(store, MemoryBroker(), kinds(Settings()), 86400.0)
+    accepter = Accepter(store, MemoryBroker(), shared(Settings()), 86400.0)
     withdrawing = asyncio.create_task(accepter.withdraw())
     with pytest.raises(StoreUnavailable):
         await accepter.accept("recommendation", PARAMS, {}, "recommendation:key")
@@ -62,7 +62,7 @@ async def test_what_never_came_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> 
     """A uid is looked for a few times only, and the list of those looked for is bounded."""
     monkeypatch.setattr(accept, "_LOOK_S", 0.01)
     monkeypatch.setattr(accept, "_MAX_UNSURE", 3)
-    accepter = Accepter(HangingStore(), MemoryBroker(), kinds(Settings()), 86400.0)
+    accepter = Accepter(HangingStore(), MemoryBroker(), shared(Settings()), 86400.0)
     withdrawing = asyncio.create_task(accepter.withdraw())
     tries = [accepter.accept("recommendation", PARAMS, {}) for _ in range(5)]
     answers = await asyncio.gather(*tries, return_exceptions=True)

@@ -78,6 +78,9 @@ GOOD: dict[str, tuple[str, object]] = {
     "SHUTDOWN_GRACE": ("0", 0.0),
     "LOG_LEVEL": ("debug", "debug"),
     "RECOMMENDATION_CACHE_TTL": ("0", 0.0),
+    "PREDICTION_MODEL": ("ours.models:predict", "ours.models:predict"),
+    "PREDICTION_CONCURRENCY": ("4", 4),
+    "PREDICTION_LATENCY": ("0", 0.0),
 }
 
 
@@ -142,6 +145,9 @@ BAD = {
     "SHUTDOWN_GRACE": ["-1", "3601", "nan"],
     "LOG_LEVEL": ["loud"],
     "RECOMMENDATION_CACHE_TTL": ["-1", "nan"],
+    "PREDICTION_MODEL": ["predict", "models:", ":predict"],
+    "PREDICTION_CONCURRENCY": ["0", "1001"],
+    "PREDICTION_LATENCY": ["-1", "nan"],
 }
 
 

@@ -15,6 +15,7 @@ from travelrec.errors import BadModelRequest, BrokenOutput, ModelError, Refused
 from travelrec.job import Job, Phase, Status
 from travelrec.ports import Answer, Question
 from travelrec.retry import RetryPolicy
+from travelrec.wire import JOBS_TOPIC
 from travelrec_worker import app, engine, gate, jobs, sweeper
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(60)]
@@ -98,12 +99,12 @@ async def test_a_backlog_survives_what_fails_every_job(logs: list[dict[str, obje
         assert bench.failed(uids) <= STANDING
         assert len(bench.world.broker.dead) == bench.failed(uids)
         assert all(job.tries == () for job in bench.of(uids) if not job.ended)
-        assert REGISTRY.get_sample_value("travelrec_guard") in (1.0, 2.0)
+        assert REGISTRY.get_sample_value("travelrec_guard", {"topic": JOBS_TOPIC}) in (1.0, 2.0)
         bench.error = None
         left = [uid for uid in uids if not bench.world.job(uid).ended]
         await bench.completed(left)
         assert bench.failed(uids) <= STANDING
-        assert REGISTRY.get_sample_value("travelrec_guard") == 0.0
+        assert REGISTRY.get_sample_value("travelrec_guard", {"topic": JOBS_TOPIC}) == 0.0
     told = [line for line in logs if "fail alike" in str(line["event"])]
     assert {(line["error"], line["log_level"]) for line in told} == {("Model rejected the request", "error")}
     assert [line for line in logs if line["event"] == "jobs succeed again"]
@@ -118,7 +119,7 @@ async def test_while_the_guard_is_open_hardly_anything_is_asked_or_taken(
     async with working() as bench:
         bench.all_bad = True
         uids = await bench.accept(*names(300))
-        await eventually(lambda: REGISTRY.get_sample_value("travelrec_guard") == 2.0)
+        await eventually(lambda: REGISTRY.get_sample_value("travelrec_guard", {"topic": JOBS_TOPIC}) == 2.0)
 
         def given_back() -> bool:
             held = [job for job in bench.of(uids) if job.phase is Phase.RUNNING]

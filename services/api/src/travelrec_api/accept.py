@@ -14,7 +14,7 @@ from travelrec.batching import Batcher
 from travelrec.dispatch import dispatch
 from travelrec.errors import BrokerUnavailable, StoreUnavailable
 from travelrec.job import Job, new_uid, settled
-from travelrec.kinds import Kind
+from travelrec.kinds import Sharing
 from travelrec.ports import Broker, Store
 from travelrec.wire import QUEUED_S
 from travelrec_api.answers import Answers
@@ -32,7 +32,9 @@ _WITHDRAWN = "Withdrawn: its caller was told that nothing was accepted."
 class Accepter:
     """Takes jobs on; concurrent ones share their writes and their publishes."""
 
-    def __init__(self, store: Store, broker: Broker, kinds: Mapping[str, Kind], retention_s: float) -> None:
+    def __init__(
+        self, store: Store, broker: Broker, kinds: Mapping[str, Sharing | None], retention_s: float
+    ) -> None:
         self._store = store
         self._broker = broker
         self._kinds = kinds
@@ -61,8 +63,9 @@ class Accepter:
         the request.
         """
         began = time.perf_counter()
-        known = self._kinds[kind]
-        answered = await self._answers.fresh(known.key(params), known.fresh_s)
+        sharing, answered = self._kinds[kind], None
+        if sharing is not None:
+            answered = await self._answers.fresh(sharing.key(params), sharing.fresh_s)
         now = time.time()
         job = Job(
             uid=new_uid(),

@@ -19,9 +19,9 @@ from travelrec import tracing
 from travelrec.connect import Parts, opened_parts
 from travelrec.errors import InvalidInput, Unavailable
 from travelrec.health import Probes
-from travelrec.kinds import kinds
+from travelrec.kinds import shared
 from travelrec.settings import Settings
-from travelrec_api import problems, recommendations, system, tasks
+from travelrec_api import predictions, problems, recommendations, system, tasks
 from travelrec_api.accept import Accepter
 from travelrec_api.edge import Edge
 from travelrec_api.page import add_page
@@ -34,7 +34,8 @@ log = structlog.get_logger(__name__)
 _DRAIN_S = 5.0  # with a broker away there may be more on the way than could ever be waited for
 _DESCRIPTION = (
     "Three things to do in a country in a season, from a model behind an API that answers at once: "
-    "`POST /recommendations` gives a uid, `GET /recommendations?uid=…` the result."
+    "`POST /recommendations` gives a uid, `GET /recommendations?uid=…` the result. "
+    "`POST /predict` asks a model function of yours, and waits for it or not."
 )
 
 
@@ -82,6 +83,7 @@ def create_app(settings: Settings, parts: Parts | None = None) -> tuple[FastAPI,
     )
     app.include_router(recommendations.router)
     app.include_router(tasks.router)
+    app.include_router(predictions.router)
     app.include_router(system.router)
     add_page(app, offline_model=settings.offline_model)
     app.add_exception_handler(HTTPException, problems.on_http_exception)
@@ -131,7 +133,7 @@ def _state(parts: Parts, settings: Settings) -> State:
     return State(
         store=parts.store,
         signals=parts.signals,
-        accepter=Accepter(parts.store, parts.broker, kinds(settings), settings.job_retention_s),
+        accepter=Accepter(parts.store, parts.broker, shared(settings), settings.job_retention_s),
         waiters=Waiters(parts.store),
         probes=probes,
         tasks=parts.tasks,

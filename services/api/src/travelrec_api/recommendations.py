@@ -15,13 +15,14 @@ from fastapi.sse import format_sse_event
 from pydantic import BaseModel
 from starlette.responses import Response, StreamingResponse
 
-from travelrec import metrics, tracing
+from travelrec import metrics
 from travelrec.errors import InvalidInput, SignalUnavailable, StoreUnavailable
 from travelrec.job import Job, Json, Status, is_uid
 from travelrec.kinds.recommendation import NAME
 from travelrec.kinds.recommendation.places import find_country, find_season
 from travelrec.retry import http_date
 from travelrec.wire import Signal
+from travelrec_api.asked import carried, idempotency_key, note
 from travelrec_api.problems import Problem, answer, invalid
 from travelrec_api.state import State
 
@@ -30,9 +31,7 @@ router = APIRouter(tags=["recommendations"])
 _MAX_WAIT_S = 60.0
 _PING_S = 15.0
 _STORE_AWAY_S = 1.0
-_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _NUMBER = re.compile(r"(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
-_TRACE = ("traceparent", "tracestate")
 _NOT_FOUND: dict[str, Json] = {
     "error": "UID not found",
     "message": "The provided UID does not exist. Please check the UID and try again.",
@@ -170,19 +169,17 @@ async def accept(request: Request) -> Response:
             params[field] = find(_single(query, field))
         except InvalidInput as error:
             problems.append((error.field, str(error)))
-    keys = request.headers.getlist("idempotency-key")
-    key = keys[0] if keys else None
-    if key is not None and (len(keys) > 1 or not _KEY.fullmatch(key)):
-        problems.append(
-            ("Idempotency-Key", "Idempotency-Key: give one, of 1 to 255 visible ASCII characters.")
-        )
+    try:
+        key = idempotency_key(request, NAME)
+    except InvalidInput as error:
+        problems.append((error.field, str(error)))
     if problems:
         return invalid(problems)
     job, replayed = await state.accepter.accept(
         NAME,
         params,
-        _headers(request),
-        f"{NAME}:{key}" if key is not None else None,
+        carried(request),
+        key,
         span=request.scope["state"]["span"],
     )
     request.scope["state"]["uid"] = job.uid
@@ -213,7 +210,7 @@ async def read(request: Request) -> Response:
     if not is_uid(uid):
         return answer(404, _NOT_FOUND)
     job = await state.waiters.until_ended(uid, wait_s)
-    _note(request, job)
+    note(request, job)
     return _answer(job)
 
 
@@ -239,7 +236,7 @@ async def events(request: Request) -> Response:
     job = await state.waiters.read(uid) if is_uid(uid) else None
     if job is None or job.kind != NAME:
         return answer(404, _NOT_FOUND)
-    _note(request, job)
+    note(request, job)
     return StreamingResponse(
         _events(state, job) if request.method == "GET" else [],
         media_type="text/event-stream",
@@ -280,7 +277,7 @@ async def cancel(request: Request) -> Response:
     found = await state.waiters.read(uid) if is_uid(uid) else None
     if found is None or found.kind != NAME:
         return answer(404, _NOT_FOUND)
-    _note(request, found)
+    note(request, found)
     now = time.time()
     message = f"Cancelled by its caller on {http_date(now)}. Nothing more will come of this request."
     job, ended_now = await state.store.cancel(uid, now, message)
@@ -342,25 +339,3 @@ def _wait(query: list[tuple[str, str]]) -> float:
     if not 0 <= seconds <= _MAX_WAIT_S:
         raise InvalidInput("wait", "wait: use a number of seconds from 0 to 60.")
     return seconds
-
-
-def _note(request: Request, job: Job | None) -> None:
-    """Names the job in the request's log line and span, and links the span to the job's own trace."""
-    state = request.scope["state"]
-    if job is not None:
-        state["uid"] = job.uid
-        state["span"].set_attribute("travelrec.uid", job.uid)
-        tracing.linked(state["span"], job.headers.get("traceparent"))
-
-
-def _headers(request: Request) -> dict[str, str]:
-    """What travels with the job: the request's id and its span, or the caller's where no spans are made."""
-    headers = {"request-id": request.scope["state"]["request_id"]}
-    if tracing.on():
-        trace: dict[str, str] = request.scope["state"]["trace"]
-        return headers | trace
-    for name in _TRACE:
-        value = request.headers.get(name)
-        if value is not None and len(value) <= 512:  # noqa: PLR2004 - W3C Trace Context's own limit
-            headers[name] = value
-    return headers

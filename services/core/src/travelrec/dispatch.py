@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from opentelemetry.trace import Span, SpanKind
@@ -10,21 +11,29 @@ from opentelemetry.trace import Span, SpanKind
 from travelrec import tracing
 from travelrec.job import Job
 from travelrec.ports import Broker
-from travelrec.wire import JOBS_TOPIC, PUBLISHED_AT, encode_job
+from travelrec.wire import PUBLISHED_AT, encode_job, topic_of
 
 
 async def dispatch(broker: Broker, jobs: Sequence[Job]) -> None:
     """Returns when the messages of `jobs` are durable in the broker; raises `BrokerUnavailable` if one may not be."""
+    by_topic: defaultdict[str, list[Job]] = defaultdict(list)
+    for job in jobs:
+        by_topic[topic_of(job.kind)].append(job)
+    for topic, some in by_topic.items():
+        await _publish(broker, topic, some)
+
+
+async def _publish(broker: Broker, topic: str, jobs: Sequence[Job]) -> None:
     if not any(tracing.sampled(job.headers) for job in jobs):
-        await broker.publish(JOBS_TOPIC, [encode_job(job) for job in jobs])
+        await broker.publish(topic, [encode_job(job) for job in jobs])
         return
     spans = [
-        tracing.started(f"publish {JOBS_TOPIC}", job.headers, SpanKind.PRODUCER, _attributes(broker, job))
+        tracing.started(f"publish {topic}", job.headers, SpanKind.PRODUCER, _attributes(broker, topic, job))
         for job in jobs
     ]
     try:
         await broker.publish(
-            JOBS_TOPIC, [encode_job(job, _carried(span)) for job, span in zip(jobs, spans, strict=True)]
+            topic, [encode_job(job, _carried(span)) for job, span in zip(jobs, spans, strict=True)]
         )
     except BaseException as error:
         for span in spans:
@@ -35,10 +44,10 @@ async def dispatch(broker: Broker, jobs: Sequence[Job]) -> None:
             span.end()
 
 
-def _attributes(broker: Broker, job: Job) -> Mapping[str, str]:
+def _attributes(broker: Broker, topic: str, job: Job) -> Mapping[str, str]:
     return {
         "messaging.system": broker.system,
-        "messaging.destination.name": JOBS_TOPIC,
+        "messaging.destination.name": topic,
         "messaging.operation.type": "send",
         "messaging.operation.name": "publish",
         "travelrec.uid": job.uid,

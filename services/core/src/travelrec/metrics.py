@@ -113,6 +113,7 @@ BREAKER = Gauge(
 GUARD = Gauge(
     "travelrec_guard",
     "Guard before all runs: 0 closed; when nearly all jobs failed alike 1 some show whether they still do, 2 none.",
+    ["topic"],
     multiprocess_mode="livemax",
 )
 HELD = Counter(

@@ -143,6 +143,26 @@ class Settings(BaseSettings):
         description="seconds for a call of the third party",
     )
 
+    prediction_model: str = Field(
+        "",
+        validation_alias="PREDICTION_MODEL",
+        description="the function that predicts, as package:function, plain or async; default: a mock",
+    )
+    prediction_concurrency: int = Field(
+        32,
+        ge=1,
+        le=1000,
+        validation_alias="PREDICTION_CONCURRENCY",
+        description="predictions in flight in a worker; a plain function has a thread for each",
+    )
+    prediction_latency_s: float = Field(
+        0.5,
+        ge=0,
+        le=3600,
+        validation_alias="PREDICTION_LATENCY",
+        description="seconds that the mock model takes for a prediction",
+    )
+
     host: str = Field("127.0.0.1", validation_alias="HOST", description="the address the API listens on")
     port: int = Field(
         3000, ge=0, le=65535, validation_alias="PORT", description="the port the API listens on"
@@ -212,6 +232,14 @@ class Settings(BaseSettings):
     def _readable_prices(cls, text: str) -> str:
         parse_prices(text)
         return text
+
+    @field_validator("prediction_model")
+    @classmethod
+    def _a_function(cls, name: str) -> str:
+        module, _, function = name.partition(":")
+        if name and not (module and function):
+            raise ValueError("use package:function")
+        return name
 
     @property
     def model_names(self) -> tuple[str, str]:

@@ -15,11 +15,18 @@ from travelrec.job import Job, Status, is_uid
 
 VERSION = 1
 JOBS_TOPIC = "travelrec.jobs"
-JOBS_GROUP = "travelrec.jobs"
+JOBS_GROUP = JOBS_TOPIC
+PREDICTIONS_TOPIC = "travelrec.predictions"
+JOB_TOPICS = (JOBS_TOPIC, PREDICTIONS_TOPIC)  # each is read by one group, which has its name
 SIGNALS_TOPIC = "travelrec.signals"
 PUBLISHED_AT = "travelrec-published-at"  # header of a traced message: seconds since the epoch
 
 QUEUED_S = 10.0  # when a job that was accepted or published and that nobody has claimed is looked at again
+
+
+def topic_of(kind: str) -> str:
+    """The topic that the messages of a kind's jobs go through: one that never waits behind another has its own."""
+    return PREDICTIONS_TOPIC if kind == "prediction" else JOBS_TOPIC
 
 
 def dead_letter_topic(topic: str) -> str:
@@ -37,7 +44,9 @@ class Topic:
 
 TOPICS = (
     Topic(JOBS_TOPIC, 7 * 86400.0),
+    Topic(PREDICTIONS_TOPIC, 7 * 86400.0),
     Topic(dead_letter_topic(JOBS_TOPIC), 30 * 86400.0),
+    Topic(dead_letter_topic(PREDICTIONS_TOPIC), 30 * 86400.0),
     Topic(SIGNALS_TOPIC, 3600.0),
 )
 

@@ -18,7 +18,7 @@ from travelrec.kinds import kinds
 from travelrec.ports import Model
 from travelrec.retry import RetryPolicy
 from travelrec.settings import Settings
-from travelrec.wire import JOBS_GROUP, JOBS_TOPIC
+from travelrec.wire import JOB_TOPICS, Signal, topic_of
 from travelrec_worker.backlog import Backlog
 from travelrec_worker.engine import Engine
 from travelrec_worker.gate import Gate
@@ -71,29 +71,46 @@ async def _jobs(
     settings: Settings, parts: Parts, gate: Gate, progress: Progress
 ) -> AsyncIterator[list[Engine]]:
     leases = Leases(parts.store, settings.lease_s, progress, settings.worker_name)
-    jobs = Jobs(
-        parts.store,
-        parts.broker,
-        parts.signals,
-        gate,
-        kinds(settings),
-        leases,
-        progress,
-        concurrency=settings.worker_concurrency,
-        retry=RetryPolicy(max_attempts=settings.max_attempts),
-        model_timeout_s=settings.model_timeout_s,
-        deadline_s=settings.job_deadline_s,
-    )
-    engine = Engine(
-        parts.broker,
-        JOBS_TOPIC,
-        JOBS_GROUP,
-        jobs.handle,
-        concurrency=2 * settings.worker_concurrency,
-        intake=gate.intake,
-        progress=progress,
-        early=True,
-    )
+    known = kinds(settings)
+    lanes: list[Jobs] = []
+    engines: list[Engine] = []
+    for topic in JOB_TOPICS:
+        concurrency, own = settings.worker_concurrency, gate
+        if not any(kind.asks for name, kind in known.items() if topic_of(name) == topic):
+            concurrency = settings.prediction_concurrency
+            own = Gate.without_models(concurrency, topic)  # what the chat model suffers is nothing to them
+        jobs = Jobs(
+            parts.store,
+            parts.broker,
+            topic,
+            parts.signals,
+            own,
+            known,
+            leases,
+            progress,
+            concurrency=concurrency,
+            retry=RetryPolicy(max_attempts=settings.max_attempts),
+            model_timeout_s=settings.model_timeout_s,
+            deadline_s=settings.job_deadline_s,
+        )
+        lanes.append(jobs)
+        engines.append(
+            Engine(
+                parts.broker,
+                topic,
+                topic,
+                jobs.handle,
+                concurrency=2 * concurrency,
+                intake=own.intake,
+                progress=progress,
+                early=True,
+            )
+        )
+
+    def hear(signals: Sequence[Signal]) -> None:
+        for jobs in lanes:
+            jobs.hear(signals)
+
     async with AsyncExitStack() as stack:
         background = await stack.enter_async_context(asyncio.TaskGroup())
         helpers = [background.create_task(leases.keep())]
@@ -103,14 +120,16 @@ async def _jobs(
             await leases.inherit()  # METRICS_PORT is ours: nobody of our name lives
         helpers.append(background.create_task(Sweeper(parts.store, parts.broker, progress).run()))
         helpers.append(background.create_task(Backlog(parts.store, parts.broker, parts.signals).watch()))
-        await stack.enter_async_context(parts.signals.listen(jobs.hear))
-        running = background.create_task(engine.run(settings.grace_s))
+        await stack.enter_async_context(parts.signals.listen(hear))
+        running = [background.create_task(engine.run(settings.grace_s)) for engine in engines]
         try:
-            yield [engine]
+            yield engines
         finally:
-            engine.stop()
-            await asyncio.wait([running])
-            await jobs.drain()
+            for engine in engines:
+                engine.stop()
+            await asyncio.wait(running)
+            for jobs in lanes:
+                await jobs.drain()
             for helper in helpers:
                 helper.cancel()
 

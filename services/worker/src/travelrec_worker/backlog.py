@@ -11,7 +11,7 @@ import structlog
 from travelrec import metrics
 from travelrec.errors import Unavailable
 from travelrec.ports import Broker, Signals, Store
-from travelrec.wire import JOBS_GROUP, JOBS_TOPIC
+from travelrec.wire import JOB_TOPICS
 
 log = structlog.get_logger(__name__)
 
@@ -55,9 +55,10 @@ class Backlog:
         self._oldest_at = backlog.oldest_at
 
     async def _look_at_broker(self) -> None:
-        group = await self._broker.group(JOBS_TOPIC, JOBS_GROUP)
-        for partition, lag in group.lag.items():
-            metrics.LAG.labels(JOBS_TOPIC, str(partition)).set(lag)
+        for topic in JOB_TOPICS:
+            group = await self._broker.group(topic, topic)
+            for partition, lag in group.lag.items():
+                metrics.LAG.labels(topic, str(partition)).set(lag)
 
 
 def _pause_s(took_s: float) -> float:

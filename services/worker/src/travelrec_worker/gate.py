@@ -19,10 +19,18 @@ from types import TracebackType
 import structlog
 
 from travelrec import metrics
-from travelrec.errors import ModelBusy, ModelError, ModelTimeout, NotTheJobsFault, RateLimited
+from travelrec.errors import (
+    BadModelRequest,
+    ModelBusy,
+    ModelError,
+    ModelTimeout,
+    NotTheJobsFault,
+    RateLimited,
+)
 from travelrec.ports import Answer, Model, Question
 from travelrec.prices import Price
 from travelrec.retry import RetryPolicy
+from travelrec.wire import JOBS_TOPIC
 from travelrec_worker.limits import NEVER, Breaker, Concurrency, Guard, Pace, Run, Sent, State
 
 log = structlog.get_logger(__name__)
@@ -156,6 +164,20 @@ class Provider:
             metrics.BREAKER.labels(self.name).set(self._breaker.state)
 
 
+class _Nobody:
+    """The model of who asks none."""
+
+    async def ask(self, question: Question, timeout_s: float) -> Answer:
+        raise BadModelRequest("There is no chat model here.")
+
+
+class _Unasked(Provider):
+    """Lets in as many as the ceiling allows, and says nothing of a provider that there is not."""
+
+    def _show(self) -> None:
+        pass
+
+
 @dataclass(slots=True)
 class Turn:
     """What a run was let in with: a call that it may make of a provider, and what the guard is to be told of."""
@@ -174,7 +196,11 @@ class Gate:
     """
 
     def __init__(
-        self, models: Sequence[Model], ceiling: int, called: Sequence[tuple[str, Price | None]]
+        self,
+        models: Sequence[Model],
+        ceiling: int,
+        called: Sequence[tuple[str, Price | None]],
+        topic: str = JOBS_TOPIC,
     ) -> None:
         names = ("primary", "fallback")
         self.providers = [
@@ -189,6 +215,14 @@ class Gate:
         self._shut_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = NEVER
+        self._shown = metrics.GUARD.labels(topic)
+
+    @classmethod
+    def without_models(cls, ceiling: int, topic: str) -> Gate:
+        """A gate for runs that ask no chat model: the ceiling and the guard are all that holds them."""
+        gate = cls((), ceiling, (), topic)
+        gate.providers = [_Unasked("none", _Nobody(), ceiling, "", None)]
+        return gate
 
     def place(self, within_s: float, *, again: bool = False) -> Place:
         """A place in turn, or before all others for a run that was let in `again`; see `Place`."""
@@ -238,7 +272,7 @@ class Gate:
         self.guard.completed(run)
         if self.guard.state is not was:
             log.info("jobs succeed again")
-            metrics.GUARD.set(self.guard.state)
+            self._shown.set(self.guard.state)
 
     def failed(self, run: Run, why: str, *, final: bool) -> bool:
         """The run failed, or only its attempt did. Whether that stands."""
@@ -249,7 +283,7 @@ class Gate:
                 log.error("nearly all jobs fail alike: none is failed for it any more", error=why)
             elif self.guard.state is State.OPEN:
                 log.error("all jobs still fail alike: no more are taken", error=why)
-            metrics.GUARD.set(self.guard.state)
+            self._shown.set(self.guard.state)
         return stands
 
     def turn(self) -> None:
@@ -274,7 +308,7 @@ class Gate:
     def _let_in(self, provider: Provider, now: float) -> Turn:
         run = self.guard.let_in(now)
         if run.probe:
-            metrics.GUARD.set(self.guard.state)
+            self._shown.set(self.guard.state)
         return Turn(provider, provider.enter(now), run)
 
     def _next(self, now: float) -> tuple[float, Provider | None]:

@@ -40,7 +40,6 @@ from travelrec.kinds import Kind
 from travelrec.ports import Broker, Delivery, Signals, Store
 from travelrec.retry import RetryPolicy
 from travelrec.wire import (
-    JOBS_TOPIC,
     SIGNALS_TOPIC,
     Message,
     Signal,
@@ -73,7 +72,7 @@ class _Ended(NamedTuple):
 
 
 class Jobs:
-    """Handles one job message at a time; many at once share their claims, settlements and signals.
+    """Handles one job message of `topic` at a time; many at once share their claims, settlements and signals.
 
     The gate lets `concurrency` model calls be in flight at the most. A few more jobs are claimed ahead, and settling
     holds no place, so that no call waits for the store.
@@ -83,6 +82,7 @@ class Jobs:
         self,
         store: Store,
         broker: Broker,
+        topic: str,
         signals: Signals,
         gate: Gate,
         kinds: Mapping[str, Kind],
@@ -96,6 +96,7 @@ class Jobs:
     ) -> None:
         self._store = store
         self._broker = broker
+        self._topic = topic
         self._signals = signals
         self._gate = gate
         self._kinds = kinds
@@ -104,7 +105,7 @@ class Jobs:
         self._retry = retry
         self._model_timeout_s = model_timeout_s
         self._deadline_s = deadline_s
-        self._dead_letters = metrics.DEAD_LETTERS.labels(dead_letter_topic(JOBS_TOPIC))
+        self._dead_letters = metrics.DEAD_LETTERS.labels(dead_letter_topic(topic))
         for kind in kinds:  # from 0 on, so that the first of them is an increase
             for status in (Status.COMPLETED, Status.FAILED):
                 metrics.FINISHED.labels(kind, status.value)
@@ -123,7 +124,7 @@ class Jobs:
             return
         await self._ahead.acquire()
         with (
-            Story(delivery.message, uid, self._broker.system) as story,
+            Story(delivery.message, uid, self._broker.system, self._topic) as story,
             ExitStack() as held,
             ExitStack() as place,
         ):
@@ -166,7 +167,7 @@ class Jobs:
         settled_already = self._without_run(job)
         if settled_already is not None:
             return settled_already
-        kind = self._kinds[job.kind]
+        sharing = self._kinds[job.kind].sharing
         ran = False
 
         async def run() -> Outcome:
@@ -175,7 +176,10 @@ class Jobs:
             return await self._run_in_turn(job, story)
 
         try:
-            outcome = await self._coalescer.outcome(job, kind.key(job.params), kind.fresh_s, run, following)
+            if sharing is None:
+                return await run()
+            key = sharing.key(job.params)
+            outcome = await self._coalescer.outcome(job, key, sharing.fresh_s, run, following)
             if not ran and isinstance(outcome, Completed):
                 story.followed(outcome.trace)
             return outcome
@@ -293,7 +297,7 @@ class Jobs:
 
     async def _with_dead_letter(self, job: Job, outcome: Failed) -> Outcome:
         """The outcome once a copy of the job stands on the dead-letter topic; without one the job can't end."""
-        topic = dead_letter_topic(JOBS_TOPIC)
+        topic = dead_letter_topic(self._topic)
         now = time.time()
         copy = settled(replace(job), outcome, now, 0.0)
         try:
@@ -307,7 +311,7 @@ class Jobs:
     async def _reject(self, delivery: Delivery, reason: str) -> None:
         message = delivery.message
         copy = Message(message.value, {**message.headers, "travelrec-error": reason}, message.key)
-        topic = dead_letter_topic(JOBS_TOPIC)
+        topic = dead_letter_topic(self._topic)
         while True:
             try:
                 await self._broker.publish(topic, [copy])

@@ -12,7 +12,7 @@ from opentelemetry.trace import SpanKind
 
 from travelrec import tracing
 from travelrec.job import Completed, Failed, Job, Outcome, Retry, Try
-from travelrec.wire import JOBS_TOPIC, PUBLISHED_AT, Message
+from travelrec.wire import PUBLISHED_AT, Message
 
 log = structlog.get_logger(__name__)
 
@@ -20,7 +20,8 @@ log = structlog.get_logger(__name__)
 class Story:
     """Entered when the message was taken. Its steps are spans below its own, and seconds in the log line."""
 
-    def __init__(self, message: Message, uid: str, system: str) -> None:
+    def __init__(self, message: Message, uid: str, system: str, topic: str) -> None:
+        self._topic = topic
         self._headers = message.headers
         self._taken_at = time.time()
         self._seconds: dict[str, float] = {}
@@ -28,11 +29,11 @@ class Story:
         self._tokens = (0, 0)
         attributes = {
             "messaging.system": system,
-            "messaging.destination.name": JOBS_TOPIC,
+            "messaging.destination.name": topic,
             "messaging.operation.type": "process",
             "travelrec.uid": uid,
         }
-        self.span = tracing.started(f"process {JOBS_TOPIC}", message.headers, SpanKind.CONSUMER, attributes)
+        self.span = tracing.started(f"process {topic}", message.headers, SpanKind.CONSUMER, attributes)
         if self.span.is_recording():
             self._show_wait(attributes)
 
@@ -134,7 +135,7 @@ class Story:
             return
         waited = {**attributes, "messaging.operation.type": "receive"}
         tracing.started(
-            f"receive {JOBS_TOPIC}", self._headers, SpanKind.CONSUMER, waited, began_at=published_at
+            f"receive {self._topic}", self._headers, SpanKind.CONSUMER, waited, began_at=published_at
         ).end()
 
 

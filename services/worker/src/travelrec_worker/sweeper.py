@@ -11,9 +11,9 @@ import structlog
 from travelrec import metrics
 from travelrec.dispatch import dispatch
 from travelrec.errors import BrokerUnavailable, Unavailable
-from travelrec.job import Phase
+from travelrec.job import Job, Phase
 from travelrec.ports import Broker, Store
-from travelrec.wire import JOBS_GROUP, JOBS_TOPIC, QUEUED_S
+from travelrec.wire import QUEUED_S, topic_of
 from travelrec_worker.progress import Progress
 
 log = structlog.get_logger(__name__)
@@ -24,7 +24,7 @@ _RETAKE_S = 10.0  # when a sweeper that took a job and died is followed by anoth
 _CLOCKS_S = 2.0  # what the clocks of broker and API may differ by
 _HELD_S = 600.0  # the longest time between two looks at a job that waits in the broker
 _BATCH = 500
-_CALLS = 14  # of the store and the broker in one turn, at the most
+_CALLS = 16  # of the store and the broker in one turn, at the most
 
 
 class Sweeper:
@@ -62,13 +62,14 @@ class Sweeper:
         if not jobs:
             return 0
         again = [job for job in jobs if job.phase is Phase.DUE]
-        queued = [job for job in jobs if job.phase is Phase.QUEUED]
-        if queued:
-            oldest = await self._broker.oldest_waiting(JOBS_TOPIC, JOBS_GROUP)
+        queued: defaultdict[str, list[Job]] = defaultdict(list)
+        for job in jobs:
+            if job.phase is Phase.QUEUED:
+                queued[topic_of(job.kind)].append(job)
+        for topic, some in queued.items():
+            oldest = await self._broker.oldest_waiting(topic, topic)
             again += [
-                job
-                for job in queued
-                if oldest is None or (job.sent_at or job.created_at) < oldest - _CLOCKS_S
+                job for job in some if oldest is None or (job.sent_at or job.created_at) < oldest - _CLOCKS_S
             ]
         if again:
             await dispatch(self._broker, again)

@@ -1,0 +1,4 @@
+"""What a model function makes of a text."""
+
+NAME = "prediction"
+MAX_CHARACTERS = 8000

@@ -1,0 +1,50 @@
+"""Plain functions beside the event loop, so many at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+
+
+class Threads:
+    """Runs `limit` functions at a time, each in a thread of its own, which holds up no process that ends.
+
+    A thread can't be stopped: one whose caller has gone keeps its place until its function has ended.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._places = asyncio.Semaphore(limit)
+
+    async def run(self, function: Callable[..., object], *given: object) -> object:
+        """What the function returns or raises, once there is a place for it."""
+        await self._places.acquire()
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[object] = loop.create_future()
+
+        def tell(result: object, error: BaseException | None) -> None:
+            self._places.release()
+            if ended.done():
+                return
+            if error is None:
+                ended.set_result(result)
+            else:
+                ended.set_exception(error)
+
+        def work() -> None:
+            result, error = None, None
+            try:
+                result = function(*given)
+            except BaseException as raised:  # noqa: BLE001 - raised again where it is waited for
+                is_plain = isinstance(raised, Exception) and not isinstance(raised, StopIteration)
+                error = raised if is_plain else RuntimeError(repr(raised))  # a future takes no other
+            with suppress(RuntimeError):  # the loop has ended before us
+                loop.call_soon_threadsafe(tell, result, error)
+
+        try:
+            threading.Thread(target=work, name="prediction", daemon=True).start()
+        except RuntimeError:  # there can be no more
+            self._places.release()
+            raise
+        return await ended
