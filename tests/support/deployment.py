@@ -60,6 +60,11 @@ class Deployment:
         )
 
     @property
+    def broker(self) -> Kafka:
+        """The broker's server."""
+        return self.kafka
+
+    @property
     def processes(self) -> list[Process]:
         """All of it but the servers."""
         return [self.model, *self.apis, *self.workers]
