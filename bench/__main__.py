@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-NAMES = ("accept", "dispatch", "drain", "telemetry")
+NAMES = ("accept", "dispatch", "drain", "telemetry", "submissions", "polling")
 
 
 def main() -> None:

@@ -181,7 +181,7 @@ async def _poll(settings: Settings, parts: Parts, _: Gate, progress: Progress) -
 _Role = Callable[[Settings, Parts, Gate, Progress], AbstractAsyncContextManager[Sequence[Engine]]]
 ROLES: dict[str, _Role] = {"jobs": _jobs, "submit": _submit, "poll": _poll}
 _ASKING = {"jobs"}  # those that need a model
-_OF_TASKS = {"submit", "poll"}
+_OF_TASKS = {"submit", "poll"}  # those that need a third party, and no broker
 
 
 def possible_roles(settings: Settings) -> list[str]:
@@ -222,7 +222,10 @@ async def work(settings: Settings, roles: Sequence[str]) -> None:
         if _ASKING.intersection(roles):
             models = await stack.enter_async_context(opened_models(settings))
         parts = await stack.enter_async_context(opened_parts(settings))
-        probes = Probes({"store": parts.store.ping, "broker": parts.broker.ping}, {})
+        needed = {"store": parts.store.ping}
+        if not _OF_TASKS.issuperset(roles):
+            needed["broker"] = parts.broker.ping
+        probes = Probes(needed, {})
         progress = Progress(settings.neighbour_timeout_s)
         await stack.enter_async_context(served(probes, progress, settings.host, settings.metrics_port))
         await stack.enter_async_context(loop_watched())

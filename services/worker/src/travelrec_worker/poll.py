@@ -20,6 +20,7 @@ log = structlog.get_logger(__name__)
 
 _LEASE_SLACK_S = 5.0
 _STORE_RETRY_S = 1.0
+_A_CALL = 500  # rows, of the store at the least
 _LONGEST_AWAY_S = 3600.0
 
 
@@ -98,7 +99,7 @@ class Poller:
             return time.time() + min(asked_s or 0.0, _LONGEST_AWAY_S)
         if not await self._leads():
             return 0.0  # it took so long that another polls
-        with self._progress.calling("writing what a poll said", calls=2):
+        with self._progress.calling("writing what a poll said", calls=2 + len(rows.good) // _A_CALL):
             reported = await self._tasks.report(rows.good)
         moved = sum(reported.moved.values())
         metrics.POLLS.labels("ok").inc()

@@ -2,6 +2,10 @@
 
 Who takes tasks holds the one document that says what times are free; that is noted under the same token, so that a
 replica that stood still meanwhile, and whose turn another has had, sends nothing.
+
+A task as it was read is told by its key, its status and its `due_at`: no move leaves all three as they were, but that of
+a message alone. So conditions name these or the token, with `_id`, and one unique index serves each, also on servers that
+use an index only when it names every field of the filter.
 """
 
 from __future__ import annotations
@@ -38,6 +42,7 @@ _POLL = {"_id": "poll"}
 _BUSY_S = 0.03  # until another has taken what it is about to
 _NOT_STARTED = {"status": TaskStatus.NOT_STARTED.value}
 _CHANGES = 10
+_READ = 500  # ids in one query
 
 
 class MongoTaskStore:
@@ -81,9 +86,8 @@ class MongoTaskStore:
             if task is None:
                 return None
             wanted = moves.changed(task, change, now)
-            standing = {"_id": id_, "uid": task.uid, **_fields(task, _MOVING)}
             with translated():
-                done = await self._tasks.update_one(standing, {"$set": _fields(wanted, _MOVING)})
+                done = await self._tasks.update_one(_standing(task), {"$set": _fields(wanted, _MOVING)})
             if done.matched_count:
                 return wanted
         raise StoreUnavailable("a task changes too often")
@@ -114,9 +118,8 @@ class MongoTaskStore:
                 return Taken((), now + _BUSY_S)
             before = _pace(mine)
             times = pace.free_times(before, now, rate, limit)
-            tasks = await self._leased(
-                token, now, await self._chosen(before, waiting, len(times)), times, lease_s
-            )
+            chosen = await self._chosen(before, waiting, len(times))
+            tasks = await self._leased(token, chosen, times, lease_s)
             after = before
             if tasks:
                 after = replace(before, free_at=tasks[-1][0] + 1 / rate, group=tasks[-1][1].group)
@@ -128,32 +131,39 @@ class MongoTaskStore:
             return Taken((), now + _BUSY_S)
         return Taken(tasks, pace.look_again_at(after, now))
 
-    async def _chosen(self, before: Pace, waiting: Mapping[str, Any], count: int) -> list[str]:
-        """The ids of those whose turn it is, in order."""
+    async def _chosen(self, before: Pace, waiting: Mapping[str, Any], count: int) -> list[Task]:
+        """Those whose turn it is, in order."""
         groups = await self._tasks.distinct("group", waiting)
-        found: dict[str, list[str]] = {}
+        tasks: dict[str, Task] = {}
+        lines: dict[str, list[str]] = {}
         for group in pace.served_groups(groups, before.group, count):
-            line = (
-                self._tasks.find({**waiting, "group": group}, {"_id": 1}).sort("uid", ASCENDING).limit(count)
-            )
-            found[group] = [record["_id"] for record in await line.to_list(None)]
-        return pace.in_turn(found, count)
+            line = self._tasks.find({**waiting, "group": group}).sort("uid", ASCENDING).limit(count)
+            found = [_task(record) for record in await line.to_list(None)]
+            tasks.update((task.id, task) for task in found)
+            lines[group] = [task.id for task in found]
+        return [tasks[id_] for id_ in pace.in_turn(lines, count)]
 
     async def _leased(
-        self, token: str, now: float, ids: Sequence[str], times: Sequence[float], lease_s: float
+        self, token: str, chosen: Sequence[Task], times: Sequence[float], lease_s: float
     ) -> list[tuple[float, Task]]:
-        """Those of `ids` that could be leased, each with its time."""
-        if not ids:
+        """Those of them that could be leased, each with its time."""
+        if not chosen:
             return []
-        free = {**_NOT_STARTED, "due_at": {"$lte": now}}
-        leases = [
-            UpdateOne({"_id": id_, **free}, {"$set": {"token": token, "due_at": at + lease_s}})
-            for at, id_ in zip(times, ids, strict=False)
+        wanted = [
+            (at, task, replace(task, token=token, due_at=at + lease_s))
+            for at, task in zip(times, chosen, strict=False)
         ]
-        await self._tasks.bulk_write(leases, ordered=False)
-        found = await self._tasks.find({"_id": {"$in": list(ids)}}).to_list(None)
-        won = {record["_id"]: _task(record) for record in found if record["token"] == token}
-        return [(at, won[id_]) for at, id_ in zip(times, ids, strict=False) if id_ in won]
+        leases = [
+            UpdateOne(_standing(task), {"$set": {"token": token, "due_at": leased.due_at}})
+            for _, task, leased in wanted
+        ]
+        done = await self._tasks.bulk_write(leases, ordered=False)
+        if done.matched_count == len(wanted):
+            return [(at, leased) for at, _, leased in wanted]
+        ids = [task.id for _, task, _ in wanted]
+        found = await self._tasks.find({"_id": {"$in": ids}, "token": token}, {"_id": 1}).to_list(None)
+        won = {record["_id"] for record in found}
+        return [(at, leased) for at, _, leased in wanted if leased.id in won]
 
     async def settle(self, submissions: Sequence[Submission]) -> None:
         """See `tasks.ports.TaskStore`."""
@@ -170,18 +180,18 @@ class MongoTaskStore:
     async def report(self, rows: Sequence[Row]) -> Reported:
         """See `tasks.ports.TaskStore`."""
         said = {row.id: row for row in rows}
-        if not said:
-            return Reported(0)
+        before: list[Task] = []
         with translated():
-            found = await self._tasks.find({"_id": {"$in": list(said)}}).to_list(None)
-            before = [_task(record) for record in found]
+            for start in range(0, len(rows), _READ):
+                ids = [row.id for row in rows[start : start + _READ]]
+                found = await self._tasks.find({"_id": {"$in": ids}}).to_list(None)
+                before += map(_task, found)
             moved = [(task, after) for task in before if (after := moves.reported(task, said[task.id]))]
-            updates = [
-                UpdateOne({"_id": task.id, **_fields(task, _STANDING)}, {"$set": _fields(after, _SAID)})
-                for task, after in moved
-            ]
-            if updates:
-                await self._tasks.bulk_write(updates, ordered=False)
+            if moved:
+                changes = [
+                    UpdateOne(_standing(task), {"$set": _fields(after, _SAID)}) for task, after in moved
+                ]
+                await self._tasks.bulk_write(changes, ordered=False)
         return Reported(len(before), Counter(after.status for _, after in moved))
 
     async def lead(self, token: str, now: float, until: float) -> float | None:
@@ -214,6 +224,8 @@ class MongoTaskStore:
             return
         with translated():
             await self._tasks.create_index("uid", unique=True)
+            for fields in (("_id", *_STANDING), ("_id", "token")):
+                await self._tasks.create_index([(field, ASCENDING) for field in fields], unique=True)
             await self._tasks.create_index([("status", ASCENDING), ("group", ASCENDING), ("uid", ASCENDING)])
             never = {
                 "token": "",
@@ -231,7 +243,7 @@ class MongoTaskStore:
         self._prepared = True
 
 
-_STANDING = ("uid", "status", "again")
+_STANDING = ("key", "status", "due_at")
 _SAID = ("status", "error_message", "token")
 _MOVING = ("status", "error_message", "key", "again", "attempts", "due_at", "token")
 
@@ -239,6 +251,11 @@ _MOVING = ("status", "error_message", "key", "again", "attempts", "due_at", "tok
 def _fields(task: Task, names: Sequence[str]) -> Record:
     record = task_to_record(task)
     return {name: record[name] for name in names}
+
+
+def _standing(task: Task) -> Record:
+    """The condition that it is as it was read."""
+    return {"_id": task.id, **_fields(task, _STANDING)}
 
 
 def _settlement(outcome: Outcome) -> Record:

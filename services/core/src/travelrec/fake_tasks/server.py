@@ -140,6 +140,10 @@ class FakeTasks:
         """The counts."""
         return web.json_response(self.stats())
 
+    async def listed_arrivals(self, _request: web.Request) -> web.StreamResponse:
+        """When submissions came, in seconds since the first."""
+        return web.json_response([at - self.arrivals[0] for at in self.arrivals])
+
     async def control(self, request: web.Request) -> web.StreamResponse:
         """Changes settings."""
         try:
@@ -198,6 +202,7 @@ async def running(
             web.post("/tasks", fake.submit),
             web.get("/tasks", fake.listed),
             web.get("/stats", fake.shown),
+            web.get("/arrivals", fake.listed_arrivals),
             web.post("/control", fake.control),
             web.get("/healthz", fake.healthz),
         ]

@@ -68,9 +68,10 @@ class TaskStore(Protocol):
         ...
 
     async def report(self, rows: Sequence[Row]) -> Reported:
-        """Moves the tasks as the third party says (see `task.reported`): one read and at most one bulk write.
+        """Moves the tasks as the third party says (see `task.reported`): at most one bulk write.
 
-        Ids are distinct; those that are unknown are left alone.
+        Ids are distinct; those that are unknown are left alone. A task that is just being taken may be left to the next
+        report.
         """
         ...
 
