@@ -3,9 +3,9 @@
 Who takes tasks holds the one document that says what times are free; that is noted under the same token, so that a
 replica that stood still meanwhile, and whose turn another has had, sends nothing.
 
-A task as it was read is told by its key, its status and its `due_at`: no move leaves all three as they were, but that of
-a message alone. So conditions name these or the token, with `_id`, and one unique index serves each, also on servers that
-use an index only when it names every field of the filter.
+A task as it was read is told by its key, its status and its `due_at`: no move leaves all three as they were, but that
+of a message alone. So conditions name these, or the token, with `_id`, and one unique index serves each, also on a
+server that uses an index only when it names every field of the filter.
 """
 
 from __future__ import annotations
