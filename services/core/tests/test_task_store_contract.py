@@ -198,7 +198,7 @@ async def test_tasks_are_taken_in_order_at_equal_distances(store: TaskStore) -> 
     pairs = await taken(store, token="t1")
     assert ids(pairs) == list("abcde")
     times = [at for at, _ in pairs]
-    assert times == pytest.approx([NOW + pace.LEAD_S + n / RATE for n in range(5)])
+    assert times == pytest.approx([NOW + pace.LEAD_S + n * pace.gap_s(RATE) for n in range(5)])
     for at, task in pairs:
         assert (task.token, task.due_at) == ("t1", pytest.approx(at + 30.0))
         assert await read(store, task.id) == task
@@ -237,7 +237,7 @@ async def test_only_a_second_ahead_is_given(store: TaskStore) -> None:
     assert 0 < len(given) <= RATE * pace.AHEAD_S
     assert NOW < first.look_again_at < NOW + pace.AHEAD_S
     more = await taken(store, first.look_again_at)
-    assert more[0][0] - given[-1][0] == pytest.approx(1 / RATE)
+    assert more[0][0] - given[-1][0] == pytest.approx(pace.gap_s(RATE), abs=1e-5)
 
 
 async def test_what_is_not_used_is_not_made_up_for(store: TaskStore) -> None:
@@ -256,7 +256,7 @@ async def test_a_lower_rate_counts_at_once(store: TaskStore) -> None:
     assert ids(await taken(store, rate=0.2)) == ["1"]
     assert await taken(store, NOW + 3, rate=0.2) == []
     ((at, task),) = await taken(store, NOW + 5, rate=0.2)
-    assert (at, task.id) == (pytest.approx(NOW + pace.LEAD_S + 5), "2")
+    assert (at, task.id) == (pytest.approx(NOW + pace.LEAD_S + pace.gap_s(0.2)), "2")
 
 
 async def test_groups_are_served_in_turn(store: TaskStore) -> None:
@@ -453,5 +453,5 @@ async def test_tasks_survive_in_the_file(tmp_path: Path) -> None:
         assert replace(await read(store, "1"), token="", due_at=NOW) == task
         await made(store, "2")
         ((at, _),) = await taken(store)
-        assert at == pytest.approx(NOW + pace.LEAD_S + 1 / RATE)
+        assert at == pytest.approx(NOW + pace.LEAD_S + pace.gap_s(RATE))
         assert await store.lead("u", NOW, NOW + 15) == NOW + 10

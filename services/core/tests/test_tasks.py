@@ -97,7 +97,7 @@ def test_no_second_has_more_than_the_limit(rate: float, pauses: list[tuple[float
         assert all(now < at <= now + pace.AHEAD_S + 1e-6 for at in given_now)
         times += given_now
         if given_now:
-            before = Pace(given_now[-1] + 1 / rate)
+            before = pace.given(before, given_now[-1], "", rate)
     assert times == sorted(times)
     first = 0
     for last, at in enumerate(times):

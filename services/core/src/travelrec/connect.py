@@ -185,6 +185,22 @@ async def opened_third_party(settings: Settings) -> AsyncIterator[ThirdParty]:
         raise BadSetting(
             "TASKS_PROVIDER_URL: is not set, and `submit` and `poll` need it (`travelrec fake-tasks` starts one)"
         )
+    if settings.tasks_provider == "openai-batch":
+        if settings.offline_model:
+            raise BadSetting(
+                "TASKS_PROVIDER: openai-batch needs OPENAI_API_KEY, or OPENAI_BASE_URL of a compatible server"
+            )
+        from travelrec.adapters.openai_batch import OpenAIBatches
+
+        key = settings.openai_api_key
+        async with OpenAIBatches.opened(
+            api_key=key.get_secret_value() if key else "not-needed",
+            base_url=settings.openai_base_url,
+            model=settings.openai_model,
+            timeout_s=settings.tasks_timeout_s,
+        ) as batches:
+            yield batches
+        return
     from travelrec.adapters.third_party import HttpThirdParty
 
     async with HttpThirdParty.opened(settings.tasks_provider_url, timeout_s=settings.tasks_timeout_s) as http:

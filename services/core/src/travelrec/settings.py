@@ -115,6 +115,11 @@ class Settings(BaseSettings):
         description="seconds an answer serves later requests for the same country and season; 0: never",
     )
 
+    tasks_provider: Literal["http", "openai-batch"] = Field(
+        "http",
+        validation_alias="TASKS_PROVIDER",
+        description="who works on tasks: http (TASKS_PROVIDER_URL), or openai-batch (as OPENAI_… say)",
+    )
     tasks_provider_url: str = Field(
         "",
         validation_alias="TASKS_PROVIDER_URL",
@@ -263,7 +268,7 @@ class Settings(BaseSettings):
     @property
     def has_third_party(self) -> bool:
         """Whether there is somebody who works on tasks."""
-        return bool(self.tasks_provider_url)
+        return bool(self.tasks_provider_url) or self.tasks_provider != "http"
 
     @property
     def worker_name(self) -> str | None:

@@ -67,7 +67,7 @@ class MemoryTaskStore:
             taken.append((at, leased))
         if taken:
             at, last = taken[-1]
-            self._pace = replace(self._pace, free_at=at + 1 / rate, group=last.group)
+            self._pace = pace.given(self._pace, at, last.group, rate)
         return Taken(taken, pace.look_again_at(self._pace, now))
 
     async def settle(self, submissions: Sequence[Submission]) -> None:

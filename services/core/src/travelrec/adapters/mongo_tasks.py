@@ -122,7 +122,7 @@ class MongoTaskStore:
             tasks = await self._leased(token, chosen, times, lease_s)
             after = before
             if tasks:
-                after = replace(before, free_at=tasks[-1][0] + 1 / rate, group=tasks[-1][1].group)
+                after = pace.given(before, tasks[-1][0], tasks[-1][1].group, rate)
             note = {"free_at": after.free_at, "last_group": after.group, "until": 0.0}
             done = await self._turns.update_one({**_PACE, "token": token}, {"$set": note})
         if not done.matched_count:  # too late: another has had its turn meanwhile

@@ -95,7 +95,7 @@ class SqliteTaskStore:
                     taken.append((at, _put(db, replace(task, token=token, due_at=at + lease_s))))
             if not taken:  # others have had the times meanwhile
                 return Taken((), pace.look_again_at(before, now))
-            after = replace(before, free_at=taken[-1][0] + 1 / rate, group=taken[-1][1].group)
+            after = pace.given(before, taken[-1][0], taken[-1][1].group, rate)
             db.execute("UPDATE task_pace SET free_at = ?, last_group = ?", (after.free_at, after.group))
             return Taken(taken, pace.look_again_at(after, now))
 

@@ -16,6 +16,7 @@ from aiohttp import web
 
 from travelrec.fake_openai.answers import Answer, answer
 from travelrec.fake_openai.asks import Ask, read_chat, read_response
+from travelrec.fake_openai.batches import Batches
 from travelrec.fake_openai.limits import TokenBucket
 from travelrec.fake_openai.refusals import Refused, bad_key, by_fault, by_status, no_json_schema, too_many
 from travelrec.fake_openai.replies import chat_events, chat_reply, response_reply
@@ -71,6 +72,7 @@ class FakeOpenAI:
             "/stats/reset": ("POST", self._reset_stats),
             "/control": ("POST", self._control),
         }
+        self.batches = Batches(lambda: self.settings)
         self.reset_stats()
 
     def configure(self, **changes: object) -> None:
@@ -100,6 +102,9 @@ class FakeOpenAI:
         """Answer one request of any path."""
         path = request.raw_path.partition("?")[0].removeprefix("/v1")
         try:
+            if path.startswith(("/files", "/batches")):
+                self._check_key(request)
+                return await self.batches.handle(request, path)
             found = self._routes.get(path if not path.startswith("/models/") else "/models/")
             if found is None:
                 raise Refused(404, f"Invalid URL ({request.method} {path}).", code="unknown_url")

@@ -30,6 +30,8 @@ FAULTS: Mapping[str, str] = MappingProxyType(
     }
 )
 
+BATCH_ENDS = ("completed", "failed", "expired", "cancelled")
+
 _MASK = (1 << 64) - 1
 _FAULT_ROLL, _ERROR_ROLL, _STATUS_ROLL, _LATENCY_ROLL = range(4)
 
@@ -50,6 +52,10 @@ class FakeSettings:
     retry_after_s: float = 1.0
     """What the 429s and 503s of `faults` and `error_rate` ask the caller to wait."""
     require_key: str | None = None
+    batch_s: float = 1.0
+    """How long a batch takes."""
+    batch_end: str = "completed"
+    """How batches end: completed, failed, expired or cancelled."""
     faults: Mapping[str, float] = field(default_factory=dict)
     """Name of a fault (see `FAULTS`) → share of the calls that suffer it."""
 
@@ -58,11 +64,13 @@ class FakeSettings:
         for name in ("latency_jitter", "error_rate"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a share from 0 to 1, not {getattr(self, name)}")
-        for name in ("latency_s", "retry_after_s"):
+        for name in ("latency_s", "retry_after_s", "batch_s"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is a number of seconds from 0 on, not {getattr(self, name)}")
         if self.rate_limit_per_s is not None and not 0 < self.rate_limit_per_s < float("inf"):
             raise ValueError(f"rate_limit_per_s is a number above 0, not {self.rate_limit_per_s}")
+        if self.batch_end not in BATCH_ENDS:
+            raise ValueError(f"batch_end is one of {', '.join(BATCH_ENDS)}, not {self.batch_end}")
         if not self.error_status or not all(400 <= status <= 599 for status in self.error_status):  # noqa: PLR2004 - HTTP's own bounds of an error
             raise ValueError("error_status is a list of statuses from 400 to 599")
         for name, share in self.faults.items():
@@ -133,6 +141,8 @@ def parse_fault(text: str) -> tuple[str, float]:
 def _fits(name: str, value: object) -> bool:
     if name == "require_key":
         return value is None or isinstance(value, str)
+    if name == "batch_end":
+        return isinstance(value, str)
     if name == "faults":
         return isinstance(value, Mapping) and all(_is_number(share) for share in value.values())
     if name == "error_status":

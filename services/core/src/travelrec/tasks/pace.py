@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 LEAD_S = 0.15  # from taking a task to the first time that it can have
 AHEAD_S = 1.0  # how far ahead times are given
 REFILL_S = 0.6  # so much before the last of them more are given
+SPARE = (
+    0.025  # share of the limit that is not used, so that calls that come a little late don't come too close
+)
 MAX_TAKEN = 200  # tasks in one go
 LOCK_S = 2.0  # when a replica that died while it took tasks is followed by another
 
@@ -28,10 +31,19 @@ class Pace:
 
 def free_times(pace: Pace, now: float, rate: float, limit: int = MAX_TAKEN) -> list[float]:
     """Up to `limit` times that may be given now at `rate` a second, in order; none while enough have been."""
-    gap_s = 1 / rate
     first = max(pace.free_at, pace.held_until, now + LEAD_S)
-    count = min(limit, MAX_TAKEN, math.floor((now + AHEAD_S - first) / gap_s) + 1)
-    return [first + n * gap_s for n in range(count)]
+    count = min(limit, MAX_TAKEN, math.floor((now + AHEAD_S - first) / gap_s(rate)) + 1)
+    return [first + n * gap_s(rate) for n in range(count)]
+
+
+def given(pace: Pace, at: float, group: str, rate: float) -> Pace:
+    """When the times up to that at `at` have been given, this last one to `group`."""
+    return replace(pace, free_at=at + gap_s(rate), group=group)
+
+
+def gap_s(rate: float) -> float:
+    """From one time to the next."""
+    return 1 / (rate * (1 - SPARE))
 
 
 def look_again_at(pace: Pace, now: float) -> float:
@@ -41,7 +53,7 @@ def look_again_at(pace: Pace, now: float) -> float:
 
 def lateness_s(rate: float) -> float:
     """How late a time may still be used: so little that no second has more than one above the limit."""
-    return min(max(0.5 / rate, 0.02), 0.25)
+    return min(max(0.25 / rate, 0.01), 0.25)
 
 
 def served_groups(groups: Iterable[str], last: str, count: int) -> list[str]:
