@@ -1,5 +1,6 @@
 """Replicas of the role `submit` as real processes on a real store and third party, one of them killed."""
 
+import os
 import sys
 import time
 from contextlib import suppress
@@ -59,6 +60,10 @@ async def measured(
     ]
     try:
         await fake.start().wait_for_http(f"{third_party}/healthz")
+        with suppress(
+            OSError, PermissionError
+        ):  # it stands for a machine of its own, and counts what comes when it comes
+            os.setpriority(os.PRIO_PROCESS, fake.pid, -15)
         for worker in workers:
             worker.start()
         for worker in workers:
