@@ -17,11 +17,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from travelrec import tracing
 from travelrec.connect import Parts, opened_parts
-from travelrec.errors import InvalidInput, Unavailable
+from travelrec.errors import InvalidInput, SchemaRefused, Unavailable
 from travelrec.health import Probes
 from travelrec.kinds import shared
 from travelrec.settings import Settings
-from travelrec_api import predictions, problems, recommendations, system, tasks
+from travelrec.trips.codec import Codec
+from travelrec.trips.publishing import TripPublisher
+from travelrec_api import predictions, problems, recommendations, system, tasks, trips
 from travelrec_api.accept import Accepter
 from travelrec_api.edge import Edge
 from travelrec_api.page import add_page
@@ -84,12 +86,14 @@ def create_app(settings: Settings, parts: Parts | None = None) -> tuple[FastAPI,
     app.include_router(recommendations.router)
     app.include_router(tasks.router)
     app.include_router(predictions.router)
+    app.include_router(trips.router)
     app.include_router(system.router)
     add_page(app, offline_model=settings.offline_model)
     app.add_exception_handler(HTTPException, problems.on_http_exception)
     app.add_exception_handler(InvalidInput, problems.on_invalid_input)
     app.add_exception_handler(RequestValidationError, problems.on_validation_error)
     app.add_exception_handler(Unavailable, problems.on_unavailable)
+    app.add_exception_handler(SchemaRefused, problems.on_schema_refused)
     app.add_exception_handler(Exception, problems.on_defect)
     return app, Edge(app, stop, hot={("POST", "/recommendations"): _directly(app, recommendations.accept)})
 
@@ -129,7 +133,10 @@ def _directly(app: FastAPI, endpoint: Callable[[Request], Awaitable[Response]]) 
 
 
 def _state(parts: Parts, settings: Settings) -> State:
-    probes = Probes({"store": parts.store.ping}, {"broker": parts.broker.ping, "signals": parts.signals.ping})
+    optional = {"broker": parts.broker.ping, "signals": parts.signals.ping}
+    if settings.schema_registry_url:
+        optional["schema registry"] = parts.registry.ping
+    probes = Probes({"store": parts.store.ping}, optional)
     return State(
         store=parts.store,
         signals=parts.signals,
@@ -138,4 +145,5 @@ def _state(parts: Parts, settings: Settings) -> State:
         probes=probes,
         tasks=parts.tasks,
         creator=Creator(parts.tasks),
+        trips=TripPublisher(parts.broker, Codec(parts.registry)),
     )

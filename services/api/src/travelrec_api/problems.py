@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match
 
-from travelrec.errors import InvalidInput, Unavailable
+from travelrec.errors import InvalidInput, SchemaRefused, Unavailable
 from travelrec.job import Json
 
 RETRY_AFTER_S = 2
@@ -106,6 +106,16 @@ async def on_unavailable(_: Request, error: Exception) -> Response:
     body: dict[str, Json] = {
         "error": "Service unavailable",
         "message": f"The {error.name} can't be reached. Nothing was accepted; please try again.",
+    }
+    return answer(503, body, {"Retry-After": str(RETRY_AFTER_S)})
+
+
+async def on_schema_refused(_: Request, error: Exception) -> Response:
+    """The operator's to put right: the registry says that readers could not read what would be published."""
+    assert isinstance(error, SchemaRefused)  # noqa: S101 - registered for this class only
+    body: dict[str, Json] = {
+        "error": "Schema refused",
+        "message": f"The schema registry refuses our schema; nothing was published. {error}",
     }
     return answer(503, body, {"Retry-After": str(RETRY_AFTER_S)})
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from travelrec.health import Probes
 from travelrec.ports import Signals, Store
 from travelrec.tasks.ports import TaskStore
+from travelrec.trips.publishing import TripPublisher
 from travelrec_api.accept import Accepter
 from travelrec_api.waiting import Waiters
 from travelrec_api.withdraw import Creator
@@ -23,3 +24,4 @@ class State:
     probes: Probes
     tasks: TaskStore
     creator: Creator
+    trips: TripPublisher

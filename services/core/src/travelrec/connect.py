@@ -11,6 +11,8 @@ from travelrec.errors import BadSetting
 from travelrec.ports import Broker, ModelServer, Signals, Store
 from travelrec.settings import Settings
 from travelrec.tasks.ports import TaskStore, ThirdParty
+from travelrec.trips.offline import BundledRegistry
+from travelrec.trips.ports import Registry, TripStore
 from travelrec.wire import SIGNALS_TOPIC, TOPICS
 
 if TYPE_CHECKING:
@@ -27,6 +29,12 @@ def _tasks_in_memory() -> TaskStore:
     return MemoryTaskStore()
 
 
+def _trips_in_memory() -> TripStore:
+    from travelrec.adapters.memory_trips import MemoryTripStore
+
+    return MemoryTripStore()
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
     """The neighbours of a process."""
@@ -35,6 +43,8 @@ class Parts:
     broker: Broker
     signals: Signals
     tasks: TaskStore = field(default_factory=_tasks_in_memory)
+    trips: TripStore = field(default_factory=_trips_in_memory)
+    registry: Registry = field(default_factory=BundledRegistry)
 
 
 @asynccontextmanager
@@ -44,7 +54,9 @@ async def opened_parts(settings: Settings) -> AsyncIterator[Parts]:
         store = await stack.enter_async_context(opened_store(settings))
         broker = await stack.enter_async_context(_broker(settings, settings.broker_url))
         signals = await stack.enter_async_context(_signals(settings, broker))
-        yield Parts(store, broker, signals, _tasks_beside(settings, store))
+        registry = await stack.enter_async_context(_registry(settings))
+        tasks, trips = _tasks_beside(settings, store), _trips_beside(settings, store)
+        yield Parts(store, broker, signals, tasks=tasks, trips=trips, registry=registry)
 
 
 @asynccontextmanager
@@ -87,6 +99,34 @@ def _tasks_beside(settings: Settings, store: Store) -> TaskStore:
             from travelrec.adapters.mongo_tasks import MongoTaskStore
 
             return MongoTaskStore(cast("MongoStore", store))
+
+
+def _trips_beside(settings: Settings, store: Store) -> TripStore:
+    """The join's state, which is kept where `store` keeps the jobs."""
+    match settings.store_url.partition("://")[0]:
+        case "memory":
+            return _trips_in_memory()
+        case "sqlite":
+            from travelrec.adapters.sqlite_trips import SqliteTripStore
+
+            return SqliteTripStore(cast("SqliteStore", store))
+        case _:
+            from travelrec.adapters.mongo_trips import MongoTripStore
+
+            return MongoTripStore(cast("MongoStore", store))
+
+
+@asynccontextmanager
+async def _registry(settings: Settings) -> AsyncIterator[Registry]:
+    if not settings.schema_registry_url:
+        yield BundledRegistry()
+        return
+    from travelrec.adapters.registry import HttpRegistry
+
+    async with HttpRegistry.opened(
+        settings.schema_registry_url, timeout_s=settings.neighbour_timeout_s
+    ) as http:
+        yield http
 
 
 @asynccontextmanager

@@ -3,11 +3,13 @@
 TravelrecError
 ├── InvalidInput            the caller's: said back in the words of the field
 ├── BadSetting              the operator's: one line, exit code 2
-├── Undecodable             a message nobody here wrote: dead letter
+├── Undecodable             a message nobody here wrote: dead letter; UnknownSchema
+├── SchemaRefused           the operator's: readers of the topic could not read what was to be published
 ├── Unavailable             a neighbour's, for now: wait and try again
 │   ├── StoreUnavailable
 │   ├── BrokerUnavailable
-│   └── SignalUnavailable
+│   ├── SignalUnavailable
+│   └── RegistryUnavailable
 ├── ModelError              the model's
 │   ├── TryAgain            costs an attempt: ModelBusy, ModelTimeout, BrokenOutput
 │   ├── Never               fails the job: BadModelRequest, Refused, Truncated, Filtered
@@ -43,6 +45,14 @@ class Undecodable(TravelrecError):
     """A message that is not in a format and version this release knows."""
 
 
+class UnknownSchema(Undecodable):
+    """A message with a schema that the registry does not know."""
+
+
+class SchemaRefused(TravelrecError):
+    """The schema registry refuses ours, and says why; nothing is published with it."""
+
+
 class Unavailable(TravelrecError):
     """A neighbour (`name`) can't be reached or did not answer in time; trying again can help."""
 
@@ -65,6 +75,12 @@ class SignalUnavailable(Unavailable):
     """A signal could not be sent; waiters will find out by reading again."""
 
     name = "signal"
+
+
+class RegistryUnavailable(Unavailable):
+    """The schema registry did not answer, or not as one does."""
+
+    name = "schema registry"
 
 
 class ModelError(TravelrecError):

@@ -127,6 +127,28 @@ PAUSES = Counter(
     ["reason"],
 )
 
+# --- trips: the API that makes them up, and the workers that join them ------------------------------------
+
+TRIPS_MADE = Counter("travelrec_trips_made_total", "Trips whose records were all acknowledged by the broker.")
+TRIP_RECORDS = Counter(
+    "travelrec_trip_records_total",
+    "Delivery reports of trip records, by topic and by whether the broker acknowledged them.",
+    ["topic", "outcome"],
+)
+TRIPS_CLOSED = Counter(
+    "travelrec_trips_closed_total",
+    "Trips published by the join: joined, incomplete when their time was over, or late after that.",
+    ["outcome"],
+)
+JOIN_SECONDS = Histogram(
+    "travelrec_trip_join_seconds", "From a trip's first record to its joined one.", buckets=_JOB_S
+)
+TRIPS_OPEN = Gauge(
+    "travelrec_trips_open",
+    "Trips that wait for records or for being published, as counted in the store: 100,000 at most.",
+    multiprocess_mode="livemax",
+)
+
 # --- what stands in the store and the broker: every worker looks, and all say the same; take the maximum --
 
 WAITING = Gauge(

@@ -7,7 +7,7 @@ repeating the same call with the same arguments is safe.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -164,6 +164,11 @@ class Broker(Protocol):
     def subscribe(self, topic: str, group: str) -> AbstractAsyncContextManager[Subscription]:
         """Joins `group`; a new group begins at the oldest message. Leaving notes what was acknowledged; the rest is
         delivered to another member. Joining waits for a broker that is away."""
+        ...
+
+    def tail(self, topic: str) -> AbstractAsyncContextManager[AsyncIterator[Message]]:
+        """Every message of `topic` published from about now on, to everybody who asks; waits for a broker that
+        is away, and raises `BrokerUnavailable` if it goes away later."""
         ...
 
     async def oldest_waiting(self, topic: str, group: str) -> float | None:

@@ -74,6 +74,20 @@ class Settings(BaseSettings):
         description="seconds for a store or broker call",
     )
 
+    schema_registry_url: str | None = Field(
+        None,
+        validation_alias="SCHEMA_REGISTRY_URL",
+        description="a schema registry (Confluent's API) for the trips' Avro records; none: the bundled schemas",
+        repr=False,
+    )
+    trips_join_window_s: float = Field(
+        300.0,
+        gt=0,
+        le=7 * 86400,
+        validation_alias="TRIPS_JOIN_WINDOW",
+        description="seconds after a trip's first record that the join waits for the others",
+    )
+
     openai_api_key: SecretStr | None = Field(
         None, validation_alias="OPENAI_API_KEY", description="the provider's key; none: the offline model"
     )
@@ -225,7 +239,7 @@ class Settings(BaseSettings):
             raise ValueError(f"{scheme}:// needs a host")
         return url
 
-    @field_validator("openai_base_url", "openai_fallback_base_url", "tasks_provider_url")
+    @field_validator("openai_base_url", "openai_fallback_base_url", "tasks_provider_url", "schema_registry_url")
     @classmethod
     def _http(cls, url: str | None) -> str | None:
         if url and not url.startswith(("http://", "https://")):

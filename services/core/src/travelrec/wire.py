@@ -1,4 +1,4 @@
-"""The messages between processes: the only module that knows their format and its version.
+"""The messages between processes: the only module that knows their format and its version (of Avro's: `trips.codec`).
 
 A message is JSON with a version `v`, and string headers. A job message names the job; the store has the rest.
 A reader ignores what it doesn't know and refuses a newer version, so fields may be added but never change meaning.
@@ -19,6 +19,11 @@ JOBS_GROUP = JOBS_TOPIC
 PREDICTIONS_TOPIC = "travelrec.predictions"
 JOB_TOPICS = (JOBS_TOPIC, PREDICTIONS_TOPIC)  # each is read by one group, which has its name
 SIGNALS_TOPIC = "travelrec.signals"
+TRIP_TOPIC = "hw.fake.tripstream"
+DRIVER_TOPIC = "hw.fake.driverstream"
+RIDER_TOPIC = "hw.fake.riderstream"
+JOINED_TOPIC = "hw.fake.joinedstreams"
+INCOMPLETE_TOPIC = f"{JOINED_TOPIC}.incomplete"
 PUBLISHED_AT = "travelrec-published-at"  # header of a traced message: seconds since the epoch
 
 QUEUED_S = 10.0  # when a job that was accepted or published and that nobody has claimed is looked at again
@@ -48,6 +53,8 @@ TOPICS = (
     Topic(dead_letter_topic(JOBS_TOPIC), 30 * 86400.0),
     Topic(dead_letter_topic(PREDICTIONS_TOPIC), 30 * 86400.0),
     Topic(SIGNALS_TOPIC, 3600.0),
+    *(Topic(name, 7 * 86400.0) for name in (TRIP_TOPIC, DRIVER_TOPIC, RIDER_TOPIC, JOINED_TOPIC)),
+    *(Topic(name, 30 * 86400.0) for name in (INCOMPLETE_TOPIC, dead_letter_topic(JOINED_TOPIC))),
 )
 
 

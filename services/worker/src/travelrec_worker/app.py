@@ -7,6 +7,7 @@ import gc
 import signal
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from functools import partial
 
 import structlog
 
@@ -18,12 +19,15 @@ from travelrec.kinds import kinds
 from travelrec.ports import Model
 from travelrec.retry import RetryPolicy
 from travelrec.settings import Settings
+from travelrec.trips.codec import Codec
+from travelrec.trips.entities import SOURCES
 from travelrec.wire import JOB_TOPICS, Signal, topic_of
 from travelrec_worker.backlog import Backlog
 from travelrec_worker.engine import Engine
 from travelrec_worker.gate import Gate
 from travelrec_worker.health import served
 from travelrec_worker.jobs import Jobs
+from travelrec_worker.join import Join, group_of
 from travelrec_worker.leases import Leases
 from travelrec_worker.poll import Poller
 from travelrec_worker.progress import Progress
@@ -33,6 +37,7 @@ from travelrec_worker.watchdog import loop_watched, watch
 
 log = structlog.get_logger(__name__)
 
+_RECORDS_AT_ONCE = 1000  # of each stream: so many may share a write
 _COLLECT_AFTER = 10_000, 20, 50  # new objects, and so many collections of the younger ones
 
 
@@ -178,8 +183,42 @@ async def _poll(settings: Settings, parts: Parts, _: Gate, progress: Progress) -
             await poller.give_up()
 
 
+@asynccontextmanager
+async def _join(
+    settings: Settings, parts: Parts, gate: Gate, progress: Progress
+) -> AsyncIterator[list[Engine]]:
+    join = Join(
+        parts.trips, parts.broker, Codec(parts.registry), progress, window_s=settings.trips_join_window_s
+    )
+    intake = asyncio.Event()
+    intake.set()
+    engines = [
+        Engine(
+            parts.broker,
+            stream.topic,
+            group_of(stream),
+            partial(join.handle, stream),
+            concurrency=_RECORDS_AT_ONCE,
+            intake=intake,
+            progress=progress,
+        )
+        for stream in SOURCES
+    ]
+    async with asyncio.TaskGroup() as background:
+        helpers = [background.create_task(join.sweep()), background.create_task(join.watch())]
+        running = [background.create_task(engine.run(settings.grace_s)) for engine in engines]
+        try:
+            yield engines
+        finally:
+            for engine in engines:
+                engine.stop()
+            await asyncio.wait(running)
+            for helper in helpers:
+                helper.cancel()
+
+
 _Role = Callable[[Settings, Parts, Gate, Progress], AbstractAsyncContextManager[Sequence[Engine]]]
-ROLES: dict[str, _Role] = {"jobs": _jobs, "submit": _submit, "poll": _poll}
+ROLES: dict[str, _Role] = {"jobs": _jobs, "submit": _submit, "poll": _poll, "join": _join}
 _ASKING = {"jobs"}  # those that need a model
 _OF_TASKS = {"submit", "poll"}  # those that need a third party, and no broker
 

@@ -278,6 +278,12 @@ class KafkaBroker:
             await admin.close()
 
     @asynccontextmanager
+    async def tail(self, topic: str) -> AsyncIterator[AsyncIterator[Message]]:
+        """See `ports.Broker`."""
+        async with self.reader(topic) as consumer:
+            yield _messages(consumer)
+
+    @asynccontextmanager
     async def reader(self, topic: str) -> AsyncIterator[AIOKafkaConsumer]:
         """A consumer of all of `topic` from now on, in no group."""
         await self._until_there(topic)
@@ -517,6 +523,12 @@ def _translated(to: type[Unavailable]) -> Iterator[None]:
         yield
     except (KafkaError, OSError, TimeoutError) as error:
         raise to(f"Kafka: {error or 'no answer in time'}") from error
+
+
+async def _messages(consumer: AIOKafkaConsumer) -> AsyncIterator[Message]:
+    with _translated(BrokerUnavailable):
+        async for record in consumer:
+            yield _message(record)
 
 
 def _message(record: Any) -> Message:

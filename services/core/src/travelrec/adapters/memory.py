@@ -180,6 +180,7 @@ class MemoryBroker:
         self._keep = keep
         self._topics: dict[str, deque[tuple[float, Message]]] = {}
         self._groups: dict[tuple[str, str], _Group] = {}
+        self._tails: dict[str, list[asyncio.Queue[Message]]] = {}
 
     async def publish(self, topic: str, messages: Sequence[Message]) -> None:
         """See `ports.Broker`."""
@@ -189,6 +190,21 @@ class MemoryBroker:
         for (name, _), group in self._groups.items():
             if name == topic:
                 group.put(timed)
+        for tail in self._tails.get(topic, ()):
+            for message in messages:
+                if tail.full():
+                    tail.get_nowait()  # who is too slow misses the oldest
+                tail.put_nowait(message)
+
+    @asynccontextmanager
+    async def tail(self, topic: str) -> AsyncIterator[AsyncIterator[Message]]:
+        """See `ports.Broker`."""
+        queue: asyncio.Queue[Message] = asyncio.Queue(self._keep)
+        self._tails.setdefault(topic, []).append(queue)
+        try:
+            yield _queued(queue)
+        finally:
+            self._tails[topic].remove(queue)
 
     @asynccontextmanager
     async def subscribe(self, topic: str, group: str) -> AsyncIterator[_MemorySubscription]:
@@ -222,6 +238,11 @@ class MemoryBroker:
         if (topic, group) not in self._groups:
             self._groups[topic, group] = _Group(deque(self._topics.get(topic, ())))
         return self._groups[topic, group]
+
+
+async def _queued(queue: asyncio.Queue[Message]) -> AsyncIterator[Message]:
+    while True:
+        yield await queue.get()
 
 
 class _MemoryDelivery:

@@ -55,6 +55,11 @@ _MIGRATIONS = (
     CREATE TABLE task_poll (token TEXT NOT NULL, until REAL NOT NULL, due_at REAL NOT NULL);
     INSERT INTO task_poll VALUES ('', 0, 0);
     """,
+    """
+    CREATE TABLE trips (id TEXT PRIMARY KEY, due_at REAL, keep_until REAL, record TEXT NOT NULL) WITHOUT ROWID;
+    CREATE INDEX trips_by_due ON trips (due_at) WHERE due_at IS NOT NULL;
+    CREATE INDEX trips_by_end ON trips (keep_until) WHERE due_at IS NULL;
+    """,
 )
 
 

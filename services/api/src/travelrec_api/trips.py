@@ -1,0 +1,65 @@
+"""`/api/generate-trip` and `/api/generate-multiple-trips`: made-up trips, published as three Avro records each."""
+
+from __future__ import annotations
+
+from typing import Any  # OpenAPI fragments are plain data
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel
+from starlette.responses import Response
+
+from travelrec.trips.entities import GenerateTrips
+from travelrec_api.problems import Problem, answer
+from travelrec_api.state import State
+
+router = APIRouter(prefix="/api", tags=["trips"])
+
+_AWAY = "The broker or the schema registry can't be reached, or refuses our schema; nothing is claimed."
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    503: {
+        "model": Problem,
+        "description": _AWAY,
+        "headers": {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds."}},
+    },
+    413: {"model": Problem, "description": "The body is over 64 KiB."},
+}
+_INVALID = {"model": Problem, "description": "`count` is missing or no whole number of 1 to 1,000."}
+
+
+class Generated(BaseModel):
+    """The broker has acknowledged every record of these trips."""
+
+    request_id: str
+    trip_ids: list[str]
+
+
+@router.post(
+    "/generate-trip",
+    status_code=201,
+    response_model=Generated,
+    responses=_ERRORS,
+    operation_id="generateTrip",
+    summary="Make up a trip and publish it",
+)
+async def generate_trip(request: Request) -> Response:
+    """Publishes one record each to the streams of trips, drivers and riders; no body is needed."""
+    return await _generated(request, 1)
+
+
+@router.post(
+    "/generate-multiple-trips",
+    status_code=201,
+    response_model=Generated,
+    responses={**_ERRORS, 422: _INVALID},
+    operation_id="generateMultipleTrips",
+    summary="Make up trips and publish them",
+)
+async def generate_multiple_trips(request: Request, command: GenerateTrips) -> Response:
+    """As for one trip; all of them in one go."""
+    return await _generated(request, command.count)
+
+
+async def _generated(request: Request, count: int) -> Response:
+    state: State = request.app.state.parts
+    request_id, trip_ids = await state.trips.publish(count, request.scope["state"]["span"])
+    return answer(201, {"request_id": request_id, "trip_ids": [*trip_ids]})
