@@ -4,7 +4,7 @@ from support.installed import NotInstalledError
 from support.ports import free_port, unique_name
 from support.processes import Process, ProcessError
 from support.proxy import Proxy
-from support.servers import Kafka, Mongo, Prometheus, Redis, Server
+from support.servers import Kafka, Mongo, Prometheus, Redis, Registry, Server
 from support.waiting import eventually
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Prometheus",
     "Proxy",
     "Redis",
+    "Registry",
     "Server",
     "eventually",
     "free_port",

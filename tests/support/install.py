@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from support.installed import DATA, JAVA_VERSION, KAFKA, MONGO, NEEDS, JavaServer, NotInstalledError, cache
+from support.installed import DATA, JAVA_SERVERS, JAVA_VERSION, NEEDS, JavaServer, NotInstalledError, cache
 
 
 def install(server: JavaServer) -> None:
@@ -21,7 +21,8 @@ def install(server: JavaServer) -> None:
         built = Path(temporary) / "built"
         built.mkdir()
         pom, *sources = [str(DATA / file) for file in server.files]
-        copy = ["dependency:copy-dependencies", f"-DoutputDirectory={built / 'libs'}"]
+        goal = "unpack-dependencies" if server.is_archive else "copy-dependencies"
+        copy = [f"dependency:{goal}", f"-DoutputDirectory={built / 'libs'}"]
         _run(["mvn", "-q", "-B", "-f", pom, *copy])
         if sources:
             _run(["javac", "-cp", f"{built}/libs/*", "-d", str(built), *sources])
@@ -55,12 +56,12 @@ def _check_java() -> None:
 
 
 def main() -> int:
-    """Install what is missing, or only tell (--check); 1 when Kafka or MongoDB is missing at the end."""
+    """Install what is missing, or only tell (--check); 1 when one that Maven brings is missing at the end."""
     parser = argparse.ArgumentParser(prog="support.install", description=__doc__)
     parser.add_argument("--check", action="store_true", help="only report; exit 1 when a server is missing")
     only_check = parser.parse_args().check
     failed = False
-    for server in (KAFKA, MONGO):
+    for server in JAVA_SERVERS:
         try:
             if server.missing() is None:
                 print(f"{server.title}: installed in {server.folder}")

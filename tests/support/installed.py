@@ -26,6 +26,7 @@ class JavaServer:
     name: str
     title: str
     files: tuple[str, ...]
+    is_archive: bool = False  # what Maven brings is to be unpacked
 
     @property
     def folder(self) -> Path:
@@ -51,6 +52,8 @@ class JavaServer:
 
 KAFKA = JavaServer("kafka", "Kafka 4.1.0", ("kafka.pom.xml",))
 MONGO = JavaServer("mongo", "MongoDB protocol", ("mongo.pom.xml", "MongoDev.java"))
+REGISTRY = JavaServer("registry", "Apicurio registry 2.6.13", ("registry.pom.xml",), is_archive=True)
+JAVA_SERVERS = (KAFKA, MONGO, REGISTRY)
 
 
 def cache() -> Path:
@@ -116,6 +119,7 @@ def _unless_it_works(title: str, *command: str) -> str | None:
 NEEDS: dict[str, tuple[str, Callable[[], str | None]]] = {
     "kafka": (KAFKA.title, KAFKA.missing),
     "mongo": (MONGO.title, MONGO.missing),
+    "registry": (REGISTRY.title, REGISTRY.missing),
     "redis": ("Redis", redis_missing),
     "prometheus": ("Prometheus", prometheus_missing),
     "chromium": ("Chromium", chromium_missing),

@@ -10,7 +10,7 @@ import psutil
 import pytest
 from hypothesis import settings
 
-from support import Kafka, Mongo, Process, Prometheus, Redis, Server
+from support import Kafka, Mongo, Process, Prometheus, Redis, Registry, Server
 from support.installed import NEEDS, OPTIONAL, chromium
 from support.watchdog import Watchdog
 
@@ -21,6 +21,8 @@ NEEDED_BY_FIXTURE = {
     "new_kafka": "kafka",
     "mongo_server": "mongo",
     "new_mongo": "mongo",
+    "registry_server": "registry",
+    "new_registry": "registry",
     "redis_server": "redis",
     "new_redis": "redis",
     "new_prometheus": "prometheus",
@@ -159,6 +161,12 @@ def mongo_server() -> Iterator[Mongo]:
 
 
 @pytest.fixture(scope="session")
+def registry_server() -> Iterator[Registry]:
+    with Registry() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
 def redis_server() -> Iterator[Redis]:
     with Redis() as server:
         yield server
@@ -196,6 +204,11 @@ def new_kafka() -> Iterator[Callable[..., Kafka]]:
 @pytest.fixture
 def new_mongo() -> Iterator[Callable[..., Mongo]]:
     yield from servers_of_one_test(Mongo)
+
+
+@pytest.fixture
+def new_registry() -> Iterator[Callable[..., Registry]]:
+    yield from servers_of_one_test(Registry)
 
 
 @pytest.fixture

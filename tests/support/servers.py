@@ -1,4 +1,4 @@
-"""Real servers on private ports, data in a folder of their own: Kafka, the MongoDB protocol, Redis, Prometheus."""
+"""Real servers on private ports, data in a folder of their own: Kafka, the MongoDB protocol, Redis and more."""
 
 import asyncio
 import base64
@@ -16,7 +16,7 @@ from typing import Self
 
 import psutil
 
-from support.installed import DATA, KAFKA, MONGO, NotInstalledError
+from support.installed import DATA, KAFKA, MONGO, REGISTRY, NotInstalledError
 from support.ports import free_port, release_port
 from support.processes import Process, ProcessError, get_status, make_folder, remove_folder
 from support.proxy import Proxy
@@ -265,6 +265,37 @@ class Mongo(Server):
 
     def _answers(self) -> bool:
         return bool(self.process.lines(r"^serving mongodb://"))
+
+
+class Registry(Server):
+    """A schema registry with Confluent's API: Apicurio, which forgets everything when it ends."""
+
+    name = "registry"
+
+    @property
+    def url(self) -> str:
+        """The base of Confluent's API."""
+        return f"http://{self.address}/apis/ccompat/v7"
+
+    def _command(self, folder: Path) -> list[str]:
+        if missing := REGISTRY.missing():
+            raise NotInstalledError(missing)
+        (runner,) = (REGISTRY.folder / "libs").glob("*-runner.jar")
+        options = {
+            "quarkus.http.host": "127.0.0.1",
+            "quarkus.http.port": self.port,
+            "quarkus.log.level": "WARN",
+        }
+        return [
+            "java",
+            *SMALL_JVM,
+            *(f"-D{name}={value}" for name, value in options.items()),
+            "-jar",
+            str(runner),
+        ]
+
+    def _answers(self) -> bool:
+        return get_status(f"{self.url}/subjects") == HTTPStatus.OK
 
 
 class Redis(Server):

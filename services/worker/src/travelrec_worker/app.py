@@ -215,6 +215,7 @@ async def _join(
             await asyncio.wait(running)
             for helper in helpers:
                 helper.cancel()
+            await join.end()
 
 
 _Role = Callable[[Settings, Parts, Gate, Progress], AbstractAsyncContextManager[Sequence[Engine]]]

@@ -16,7 +16,7 @@ from opentelemetry.trace import SpanKind
 
 from travelrec import metrics, tracing
 from travelrec.batching import Batcher
-from travelrec.errors import RegistryUnavailable, SchemaRefused, Unavailable, Undecodable
+from travelrec.errors import RegistryUnavailable, SchemaRefused, TravelrecError, Unavailable, Undecodable
 from travelrec.job import new_uid
 from travelrec.ports import Broker, Delivery
 from travelrec.trips import joining
@@ -51,6 +51,7 @@ class Join:
         self._progress = progress
         self._window_s = window_s
         self._keep_s = _REMEMBERED_S + window_s
+        self._ended = False
         self._dead_letters = metrics.DEAD_LETTERS.labels(DEAD_LETTERS_TOPIC)
         self._closed = {what: metrics.TRIPS_CLOSED.labels(what) for what in ("joined", "incomplete", "late")}
         self._parts: Batcher[Part, None] = Batcher(self._join_all, max_items=1500, max_in_flight=2, grow=300)
@@ -71,8 +72,7 @@ class Join:
             try:
                 record = await self._codec.decode(stream, message.value)
             except RegistryUnavailable as error:
-                log.warning("record not read yet", topic=stream.topic, error=str(error))
-                await asyncio.sleep(_AGAIN_S)
+                await self._pause("record not read yet", error, topic=stream.topic)
             else:
                 break
         trip_id = record["trip_id"]
@@ -89,8 +89,7 @@ class Join:
                 with self._progress.calling("adding to trips", calls=6):
                     ready = await self._trips.add(parts, token, now, now + self._window_s, now + _LEASE_S)
             except Unavailable as error:  # what was written is found by asking again with the same token
-                log.warning("records not kept yet", records=len(parts), error=str(error))
-                await asyncio.sleep(_AGAIN_S)
+                await self._pause("records not kept yet", error, records=len(parts))
             else:
                 break
         if ready:
@@ -109,8 +108,7 @@ class Join:
                 with self._progress.calling("closing trips", calls=4):
                     await self._trips.close(trips, now, now + self._keep_s)
             except (Unavailable, SchemaRefused) as error:
-                log.warning("trips not published yet", trips=len(trips), error=str(error))
-                await asyncio.sleep(_AGAIN_S)
+                await self._pause("trips not published yet", error, trips=len(trips))
             else:
                 break
         for trip in trips:
@@ -134,12 +132,23 @@ class Join:
                 with self._progress.calling("rejecting records", calls=1):
                     await self._broker.publish(DEAD_LETTERS_TOPIC, messages)
             except Unavailable as error:
-                log.warning("no dead letter yet", records=len(messages), error=str(error))
-                await asyncio.sleep(_AGAIN_S)
+                await self._pause("no dead letter yet", error, records=len(messages))
             else:
                 break
         self._dead_letters.inc(len(messages))
         return [None] * len(messages)
+
+    async def end(self) -> None:
+        """Returns when no batch is on its way: one that waits for what is away is left to another worker."""
+        self._ended = True
+        await self._parts.drain()
+        await self._rejects.drain()
+
+    async def _pause(self, told: str, error: TravelrecError, **more: str | int) -> None:
+        log.warning(told, error=str(error), **more)
+        if self._ended:
+            raise error
+        await asyncio.sleep(_AGAIN_S)
 
     async def sweep(self) -> None:
         """Until cancelled: publishes what is due, incomplete or left by the dead, and forgets what is old."""

@@ -17,6 +17,7 @@ from travelrec.job import Json
 _TYPE = "application/vnd.schemaregistry.v1+json"
 _TRIES = 3
 _PAUSE_S = 0.2
+_REFUSALS = (HTTPStatus.CONFLICT, HTTPStatus.UNPROCESSABLE_ENTITY)
 _LEVELS = {
     "BACKWARD",
     "BACKWARD_TRANSITIVE",
@@ -48,18 +49,17 @@ class HttpRegistry:
         place = f"/subjects/{quote(subject, safe='')}"
         body: Json = {"schema": schema}
         status, found = await self._ask("POST", place, body)  # whether it is a version already
-        if status != HTTPStatus.OK:
-            if status != HTTPStatus.NOT_FOUND:
-                raise self._odd(status, found)
+        if status == HTTPStatus.NOT_FOUND:
             await self._check(subject, body)
             status, found = await self._ask("POST", f"{place}/versions", body)
-            if status == HTTPStatus.CONFLICT:
-                raise SchemaRefused(f"{subject}: {_said(found)}")
-            if status != HTTPStatus.OK:
-                raise self._odd(status, found)
+            if status in _REFUSALS:
+                why, refused = found, status
+                status, found = await self._ask("POST", place, body)
+                if status != HTTPStatus.OK:  # else another process of ours was faster
+                    raise SchemaRefused(f"{subject}: {refused}: {_said(why)}")
             await self._hold_backward(subject)
         number = found.get("id") if isinstance(found, dict) else None
-        if not isinstance(number, int):
+        if status != HTTPStatus.OK or not isinstance(number, int):
             raise self._odd(status, found)
         return number
 

@@ -1,0 +1,171 @@
+"""The contract of `trips.ports.TripStore`, held by every adapter."""
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from travelrec.adapters.memory_trips import MemoryTripStore
+from travelrec.adapters.sqlite import SqliteStore
+from travelrec.adapters.sqlite_trips import SqliteTripStore
+from travelrec.job import new_uid
+from travelrec.trips.joining import NAMES, Part, Waiting
+from travelrec.trips.ports import TripStore
+
+NOW = 1_700_000_000.0
+DUE = NOW + 100.0
+LEASED = NOW + 10.0
+KEPT = NOW + 1000.0
+
+pytestmark = pytest.mark.asyncio
+
+
+@pytest_asyncio.fixture(
+    params=[
+        "memory",
+        "sqlite",
+        pytest.param("mongo-motor", marks=pytest.mark.real("mongo")),
+        pytest.param("mongo-pymongo", marks=pytest.mark.real("mongo")),
+    ]
+)
+async def trips(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[TripStore]:
+    match request.param.partition("-"):
+        case "memory", _, _:
+            yield MemoryTripStore()
+        case "sqlite", _, _:
+            async with SqliteStore.opened(tmp_path / "trips.db") as sqlite:
+                yield SqliteTripStore(sqlite)
+        case _, _, driver:
+            from travelrec.adapters.mongo import MongoStore
+            from travelrec.adapters.mongo_trips import MongoTripStore
+
+            server = request.getfixturevalue("mongo_server")
+            async with MongoStore.opened(f"{server.url.rstrip('/')}/{new_uid()}", driver=driver) as mongo:
+                yield MongoTripStore(mongo)
+
+
+def part(trip_id: str, stream: str, **more: str | float | None) -> Part:
+    return Part(
+        trip_id, stream, {"trip_id": trip_id, f"{stream}_says": 0.1, "n": None, **more}, f"00-{stream}"
+    )
+
+
+def whole(trip_id: str) -> list[Part]:
+    return [part(trip_id, name) for name in NAMES]
+
+
+async def add(trips: TripStore, *parts: Part, token: str | None = None, now: float = NOW) -> list[Waiting]:
+    return await trips.add(parts, token or new_uid(), now, now + 100.0, now + 10.0)
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(NAMES)))
+async def test_the_last_record_makes_a_trip_ready(trips: TripStore, order: tuple[str, ...]) -> None:
+    """In whatever order its records come one by one, the call with the last one is to publish it, with all of them."""
+    assert await add(trips, part("a", order[0])) == []
+    assert await add(trips, part("a", order[1]), part("b", order[2])) == []
+    (ready,) = await add(trips, part("a", order[2]), now=NOW + 5)
+    assert ready.parts == {each.stream: each.record for each in whole("a")}
+    assert ready.traces == {name: f"00-{name}" for name in NAMES}
+    assert (ready.trip_id, ready.seen_at, ready.joins, ready.missing) == ("a", NOW, True, [])
+
+
+async def test_records_that_come_together_make_ready_trips(trips: TripStore) -> None:
+    """Many trips in one call: those that are whole with it are to be published, each once."""
+    first = [part(str(n), "rider") for n in range(10)]
+    assert await add(trips, *first) == []
+    rest = [p for n in range(30) for p in whole(str(n)) if n >= 10 or p.stream != "rider"]
+    ready = await add(trips, *rest, *rest)
+    assert sorted(trip.trip_id for trip in ready) == sorted(str(n) for n in range(30))
+    assert all(trip.joins for trip in ready)
+
+
+async def test_repeats_change_nothing(trips: TripStore) -> None:
+    """A record that comes again makes no trip ready again: neither before the trip is published nor after."""
+    assert await add(trips, part("a", "trip"), part("a", "trip"), part("a", "driver")) == []
+    (ready,) = await add(trips, part("a", "rider"))
+    assert await add(trips, *whole("a")) == []
+    await trips.close([ready], NOW, KEPT)
+    assert await add(trips, *whole("a"), part("a", "trip")) == []
+    assert await trips.take_due("t", NOW + 500, NOW + 510, 10) == []
+
+
+async def test_the_same_call_again_gives_the_same(trips: TripStore) -> None:
+    """After an answer that was lost, the call with its own token gets what it was to publish; others do not."""
+    parts = [*whole("a"), part("b", "trip")]
+    ready = await add(trips, *parts, token="mine")
+    assert await add(trips, *parts, token="mine") == ready
+    assert await add(trips, *parts, token="another") == []
+
+
+async def test_of_racing_calls_one_publishes(trips: TripStore) -> None:
+    """Records of the same trips in calls at the same time: each trip is given to one of them."""
+    ids = [f"trip-{n}" for n in range(20)]
+    calls = [add(trips, *(part(id_, name) for id_ in ids)) for name in NAMES for _ in range(3)]
+    ready = [trip for trips in await asyncio.gather(*calls) for trip in trips]
+    assert sorted(trip.trip_id for trip in ready) == sorted(ids)
+
+
+async def test_what_is_not_published_is_due_again(trips: TripStore) -> None:
+    """A ready trip that its holder does not close is due when the lease has run out, for one of those that look."""
+    await add(trips, *whole("a"))
+    assert await trips.take_due("early", LEASED - 1, LEASED + 20, 10) == []
+    looks = [trips.take_due(f"t{n}", LEASED, LEASED + 20, 10) for n in range(4)]
+    (due,) = [trip for found in await asyncio.gather(*looks) for trip in found]
+    assert due.joins
+    await trips.close([due], LEASED, KEPT)
+    assert await trips.take_due("late", LEASED + 30, LEASED + 40, 10) == []
+
+
+async def test_incomplete_trips_are_due_after_their_time(trips: TripStore) -> None:
+    """Oldest first, as many as are wanted; a closed one is not due again, and its repeats change nothing."""
+    for n in range(3):
+        await add(trips, part(str(n), "trip"), part(str(n), "rider"), now=NOW + n)
+    assert await trips.take_due("t", DUE - 1, DUE + 10, 10) == []
+    due = await trips.take_due("t", DUE + 5, DUE + 30, 2)
+    assert [(trip.trip_id, trip.joins, trip.missing) for trip in due] == [
+        (str(n), False, ["driver"]) for n in (0, 1)
+    ]
+    await trips.close(due, DUE + 5, KEPT)
+    assert [trip.trip_id for trip in await trips.take_due("t2", DUE + 5, DUE + 30, 9)] == ["2"]
+    assert await add(trips, part("0", "trip"), part("0", "rider"), now=DUE + 6) == []
+
+
+async def test_what_comes_after_its_time_is_news(trips: TripStore) -> None:
+    """The missing record of a trip that was published incomplete is given to its call, once, as no joined trip."""
+    await add(trips, part("a", "trip"))
+    await trips.close(await trips.take_due("t", DUE, DUE + 10, 9), DUE, KEPT)
+    (late,) = await add(trips, part("a", "driver"), now=DUE + 1)
+    assert (late.joins, late.told, late.missing) == (False, ("trip",), ["rider"])
+    await trips.close([late], DUE + 1, KEPT)
+    assert await add(trips, part("a", "driver"), now=DUE + 2) == []
+    (last,) = await add(trips, part("a", "rider"), now=DUE + 3)
+    assert (last.joins, last.missing, set(last.parts)) == (False, [], set(NAMES))
+
+
+async def test_what_comes_while_a_trip_is_published_incomplete_is_due(trips: TripStore) -> None:
+    """Between the taking of a due trip and its closing nobody is told of a record; the trip is due again for it."""
+    await add(trips, part("a", "trip"))
+    taken = await trips.take_due("t", DUE, DUE + 10, 9)
+    assert await add(trips, part("a", "driver"), now=DUE + 1) == []
+    await trips.close(taken, DUE + 2, KEPT)
+    (again,) = await trips.take_due("t2", DUE + 2, DUE + 10, 9)
+    assert (again.joins, again.missing) == (False, ["rider"])
+
+
+async def test_published_trips_are_forgotten_in_time(trips: TripStore) -> None:
+    """Closed ones, in batches, when their time has passed; never one that is open."""
+    ready = await add(trips, *(p for n in range(5) for p in whole(str(n))), part("open", "trip"))
+    assert await trips.open(100) == 6
+    assert await trips.open(4) == 4
+    await trips.close(ready, NOW, KEPT)
+    assert await trips.open(100) == 1
+    assert await trips.purge(KEPT - 1, 10) == 0
+    assert await trips.purge(KEPT, 3) == 3
+    assert await trips.purge(KEPT, 3) == 2
+    assert await trips.purge(KEPT + 10_000, 3) == 0
+    assert [trip.trip_id for trip in await add(trips, *whole("0"))] == ["0"], (
+        "nothing is known of it any more"
+    )
