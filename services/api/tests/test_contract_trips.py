@@ -83,7 +83,7 @@ async def test_one_trip_is_three_records(api: Api, broker: Broker) -> None:
         assert (message.key, message.headers["travelrec-request-id"]) == (trip_id, answer.json["request_id"])
 
 
-@pytest.mark.parametrize("count", [1, 2, 1000])
+@pytest.mark.parametrize("count", [1, 2, 3.0, 1000])
 async def test_many_trips(api: Api, broker: Broker, count: int) -> None:
     """As many ids as were asked for, all different; on each topic one record of each, in the same order."""
     answer = await api.call("POST", MANY, json={"count": count})

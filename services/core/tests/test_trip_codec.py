@@ -4,6 +4,7 @@ import io
 import json
 import struct
 from collections import Counter
+from contextlib import suppress
 
 import fastavro
 import pytest
@@ -113,12 +114,8 @@ async def test_whatever_comes_is_a_record_or_undecodable(value: bytes) -> None:
     """No bytes raise anything else, also behind a good header."""
     codec = Codec(BundledRegistry())
     for bytes_ in (value, b"\0\0\0\0\x01" + value):
-        try:
-            record = await codec.decode(TRIP, bytes_)
-        except Undecodable as error:
-            assert str(error)
-        else:
-            assert set(record) == set(TRIP_RECORD)
+        with suppress(Undecodable):
+            assert set(await codec.decode(TRIP, bytes_)) == set(TRIP_RECORD)
 
 
 @pytest.mark.asyncio

@@ -1,6 +1,5 @@
 """The role `join` on memory adapters that can be away: what it publishes, whatever comes in whatever order."""
 
-import asyncio
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any  # OpenAPI fragments are plain data
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from starlette.responses import Response
 
 from travelrec.trips.entities import GenerateTrips
-from travelrec_api.problems import Problem, answer
+from travelrec_api.problems import Problem, answer, invalid
 from travelrec_api.state import State
 
 router = APIRouter(prefix="/api", tags=["trips"])
@@ -24,6 +24,9 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     413: {"model": Problem, "description": "The body is over 64 KiB."},
 }
 _INVALID = {"model": Problem, "description": "`count` is missing or no whole number of 1 to 1,000."}
+
+
+_COMMAND = GenerateTrips.model_json_schema()
 
 
 class Generated(BaseModel):
@@ -51,11 +54,17 @@ async def generate_trip(request: Request) -> Response:
     status_code=201,
     response_model=Generated,
     responses={**_ERRORS, 422: _INVALID},
+    openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": _COMMAND}}}},
     operation_id="generateMultipleTrips",
     summary="Make up trips and publish them",
 )
-async def generate_multiple_trips(request: Request, command: GenerateTrips) -> Response:
+async def generate_multiple_trips(request: Request) -> Response:
     """As for one trip; all of them in one go."""
+    try:
+        command = GenerateTrips.model_validate_json(await request.body())
+    except ValidationError as error:
+        found = [(str(each["loc"][0]) if each["loc"] else "body", each["msg"]) for each in error.errors()]
+        return invalid([(field, f"{field}: {message}.") for field, message in found])
     return await _generated(request, command.count)
 
 

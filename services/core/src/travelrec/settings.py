@@ -239,7 +239,9 @@ class Settings(BaseSettings):
             raise ValueError(f"{scheme}:// needs a host")
         return url
 
-    @field_validator("openai_base_url", "openai_fallback_base_url", "tasks_provider_url", "schema_registry_url")
+    @field_validator(
+        "openai_base_url", "openai_fallback_base_url", "tasks_provider_url", "schema_registry_url"
+    )
     @classmethod
     def _http(cls, url: str | None) -> str | None:
         if url and not url.startswith(("http://", "https://")):

@@ -8,7 +8,7 @@ from importlib.metadata import entry_points
 import typer
 from typer.exceptions import TyperException
 
-from travelrec.cli import dead_letters
+from travelrec.cli import dead_letters, trips
 from travelrec.cli.ask import ask
 from travelrec.cli.doctor import doctor
 from travelrec.cli.embedded import demo, serve
@@ -37,6 +37,7 @@ app.command()(topics)
 app.command("fake-openai")(fake_openai)
 app.command("fake-tasks")(fake_tasks)
 app.add_typer(dead_letters.app, name="dead-letters")
+app.add_typer(trips.app, name="trips")
 for command in entry_points(group="travelrec.commands"):  # in a checkout, those of its tests
     app.command(command.name)(command.load())
 

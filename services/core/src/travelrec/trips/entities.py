@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from travelrec.wire import DRIVER_TOPIC, INCOMPLETE_TOPIC, JOINED_TOPIC, RIDER_TOPIC, TRIP_TOPIC
 
@@ -83,10 +84,17 @@ class IncompleteTrip(_Strict):
     missing: list[str] = []
 
 
+def _whole(value: object) -> object:
+    """To JSON 3.0 is a whole number as well."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 class GenerateTrips(_Strict):
     """The command to make up so many trips."""
 
-    count: int = Field(ge=1, le=MOST_TRIPS, description="How many trips, 1 to 1,000.")
+    count: Annotated[int, BeforeValidator(_whole)] = Field(
+        ge=1, le=MOST_TRIPS, description="How many trips, 1 to 1,000."
+    )
 
 
 @dataclass(frozen=True, slots=True)
