@@ -47,7 +47,13 @@ def test_the_page_says_whether_the_offline_model_answers(offline_model):
 
 def test_the_page_lets_nothing_inline_run_and_nothing_foreign_load(client):
     """The policy is 'self' only, and the html holds no script, style or handler of its own."""
-    answer = client.get("/")
+    for path in ("/", "/tasks"):
+        answer = client.get(path)
+        is_strict(answer)
+
+
+def is_strict(answer) -> None:
+    """Asserts that an answer's policy and html are."""
     rules = policy(answer.headers["Content-Security-Policy"])
     assert rules["default-src"] == ["'self'"]
     assert not {"script-src", "style-src", "connect-src", "img-src"} & rules.keys()
@@ -56,7 +62,9 @@ def test_the_page_lets_nothing_inline_run_and_nothing_foreign_load(client):
     assert all("src=" in tag for tag in re.findall(r"<script[^>]*>", answer.text))
 
 
-@pytest.mark.parametrize("path", ["/", "/docs", "/docs/openapi.json", "/countries.json", "/static/app.js"])
+@pytest.mark.parametrize(
+    "path", ["/", "/tasks", "/docs", "/docs/openapi.json", "/countries.json", "/static/app.js"]
+)
 def test_every_answer_is_typed_and_says_nothing_to_others(client, path):
     """Sniffing, framing and referrers are off on every route of the page."""
     headers = client.get(path).headers
@@ -83,7 +91,7 @@ def test_scripts_never_make_markup_of_text(name):
 
 def test_every_file_that_the_page_names_is_there_and_kept_for_long(client):
     """Each address in html and scripts has the version in it and is answered as never changing."""
-    seen, waiting = set(), ["/"]
+    seen, waiting = set(), ["/", "/tasks"]
     while waiting:
         text = client.get(waiting.pop()).text
         for address in set(re.findall(r"[\"'](/static/[^\"']+)[\"']", text)) - seen:
@@ -92,7 +100,10 @@ def test_every_file_that_the_page_names_is_there_and_kept_for_long(client):
             answer = client.get(address)
             assert answer.status_code == 200, address
             assert answer.headers["Cache-Control"] == FOREVER, address
-    assert {re.sub(r"/static/|\?.*", "", address) for address in seen} == set(OWN) - {"index.html"}
+    assert {re.sub(r"/static/|\?.*", "", address) for address in seen} == set(OWN) - {
+        "index.html",
+        "tasks.html",
+    }
 
 
 @pytest.mark.parametrize(

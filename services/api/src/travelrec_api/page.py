@@ -48,10 +48,11 @@ class Asset:
 
 
 def add_page(app: FastAPI, *, offline_model: bool) -> None:
-    """Add `/`, `/static/…`, `/countries.json` and `/docs` to `app`, which must be made with `docs_url=None`."""
+    """Add `/`, `/tasks`, `/static/…`, `/countries.json` and `/docs` to `app`, made with `docs_url=None`."""
     assets = _read_assets()
     version = hashlib.sha256(b"".join(asset.body for asset in assets.values())).hexdigest()[:16]
-    html, statics = _versioned(assets, version)
+    statics = _versioned(assets, version)
+    html, tasks_html = statics.pop("index.html"), statics.pop("tasks.html")
     page = html.body.replace(
         _OFFLINE_META.format("false").encode(), _OFFLINE_META.format(str(offline_model).lower()).encode()
     )
@@ -59,6 +60,9 @@ def add_page(app: FastAPI, *, offline_model: bool) -> None:
 
     async def index(request: Request) -> Response:
         return _answer(request, Asset(page, html.media_type), {"Content-Security-Policy": _PAGE_POLICY})
+
+    async def tasks(request: Request) -> Response:
+        return _answer(request, tasks_html, {"Content-Security-Policy": _PAGE_POLICY})
 
     async def static(request: Request) -> Response:
         asset = statics.get(request.path_params["name"])
@@ -88,6 +92,7 @@ def add_page(app: FastAPI, *, offline_model: bool) -> None:
 
     routes = {
         "/": index,
+        "/tasks": tasks,
         "/static/{name}": static,
         "/countries.json": country_names,
         "/favicon.ico": favicon,
@@ -106,14 +111,13 @@ def _read_assets() -> dict[str, Asset]:
     return {name: Asset(body, _MEDIA_TYPES[name.rpartition(".")[2]]) for name, body in sorted(found.items())}
 
 
-def _versioned(assets: Mapping[str, Asset], version: str) -> tuple[Asset, dict[str, Asset]]:
-    """The html, and the files by name, with the version in every address of a file that they name."""
+def _versioned(assets: Mapping[str, Asset], version: str) -> dict[str, Asset]:
+    """The files by name, with the version in every address of a file that they name."""
     ours = re.compile(rb'(["\']/static/[\w.-]+)(["\'])')
-    with_version = {
+    return {
         name: Asset(ours.sub(rb"\1?v=" + version.encode() + rb"\2", asset.body), asset.media_type)
         for name, asset in assets.items()
     }
-    return with_version.pop("index.html"), with_version
 
 
 def _answer(request: Request, asset: Asset, headers: Mapping[str, str] | None = None) -> Response:
