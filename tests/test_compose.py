@@ -29,7 +29,7 @@ NOT_SETTINGS = re.compile(
 )  # compose's own, and others' standards
 UNTRIED = {"grafana", "tempo"}  # whether they can do without writing
 SMALLER_THAN_BYTES = 200_000_000
-SERVICES = ("nginx", "api", "worker", "model", "kafka", "mongo", "redis")
+SERVICES = ("nginx", "api", "worker", "model", "third-party", "kafka", "mongo", "redis")
 
 
 def settings_names() -> set[str]:
