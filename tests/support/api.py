@@ -112,7 +112,7 @@ async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[Event]:
 
 @asynccontextmanager
 async def running_api(
-    *, parts: Parts | None = None, model: FakeSettings | None = None, **settings
+    *, parts: Parts | None = None, model: FakeSettings | None = None, roles=("jobs",), **settings
 ) -> AsyncIterator[Api]:
     """The API on a free port, in memory unless `settings` say otherwise; with `model` also a worker that asks it."""
     async with AsyncExitStack() as stack:
@@ -123,7 +123,7 @@ async def running_api(
             fake = await stack.enter_async_context(running(model))
             asked = read.model_copy(update={"openai_base_url": fake.base_url})
             await stack.enter_async_context(
-                running_roles(["jobs"], asked, opened, *await stack.enter_async_context(opened_models(asked)))
+                running_roles(roles, asked, opened, *await stack.enter_async_context(opened_models(asked)))
             )
         edge = create_app(read, opened)[1]
         listening = socket.socket()

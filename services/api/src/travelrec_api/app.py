@@ -23,8 +23,9 @@ from travelrec.kinds import shared
 from travelrec.settings import Settings
 from travelrec.trips.codec import Codec
 from travelrec.trips.publishing import TripPublisher
-from travelrec_api import predictions, problems, recommendations, system, tasks, trips
+from travelrec_api import chat, predictions, problems, recommendations, system, tasks, trips
 from travelrec_api.accept import Accepter
+from travelrec_api.chats import Chats
 from travelrec_api.edge import Edge
 from travelrec_api.page import add_page
 from travelrec_api.state import State
@@ -54,6 +55,10 @@ def create_app(settings: Settings, parts: Parts | None = None) -> tuple[FastAPI,
             stack.push_async_callback(_drained, state.accepter)
             background = await stack.enter_async_context(asyncio.TaskGroup())
             await stack.enter_async_context(opened.signals.listen(state.waiters.hear))
+            if state.chats is not None:
+                await stack.enter_async_context(state.chats.history.listen(state.chats.ring))
+                if settings.chat_token_secret is None:
+                    log.warning("any token opens a chat: CHAT_TOKEN_SECRET is not set")
             helpers = [
                 background.create_task(state.waiters.look_again()),
                 background.create_task(state.accepter.withdraw()),
@@ -73,6 +78,8 @@ def create_app(settings: Settings, parts: Parts | None = None) -> tuple[FastAPI,
         if state is not None:
             state.probes.stopping = True
             state.waiters.stop()
+            if state.chats is not None:
+                state.chats.stopping.set()
 
     app = FastAPI(
         title="Travelrec",
@@ -87,6 +94,7 @@ def create_app(settings: Settings, parts: Parts | None = None) -> tuple[FastAPI,
     app.include_router(tasks.router)
     app.include_router(predictions.router)
     app.include_router(trips.router)
+    app.include_router(chat.router)
     app.include_router(system.router)
     add_page(app, offline_model=settings.offline_model)
     app.add_exception_handler(HTTPException, problems.on_http_exception)
@@ -136,6 +144,8 @@ def _state(parts: Parts, settings: Settings) -> State:
     optional = {"broker": parts.broker.ping, "signals": parts.signals.ping}
     if settings.schema_registry_url:
         optional["schema registry"] = parts.registry.ping
+    if parts.chat is not None:
+        optional["chat"] = parts.chat.history.ping
     probes = Probes({"store": parts.store.ping}, optional)
     return State(
         store=parts.store,
@@ -146,4 +156,5 @@ def _state(parts: Parts, settings: Settings) -> State:
         tasks=parts.tasks,
         creator=Creator(parts.tasks),
         trips=TripPublisher(parts.broker, Codec(parts.registry)),
+        chats=Chats(settings, parts.broker, parts.chat.history, parts.chat.limit) if parts.chat else None,
     )

@@ -185,6 +185,11 @@ def _read_headers(scope: Scope) -> tuple[bytes, int, bool]:
     return request_id or new_request_id(), length, chunked
 
 
+def request_id_of(scope: Scope) -> str:
+    """The id of a request that did not come through `Edge`'s bookkeeping: a WebSocket's handshake."""
+    return _read_headers(scope)[0].decode()
+
+
 def new_request_id() -> bytes:
     """An id for a request whose caller gave none."""
     return os.urandom(16).hex().encode()

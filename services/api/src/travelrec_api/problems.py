@@ -37,6 +37,7 @@ class Problem(BaseModel):
 
 _BY_STATUS: Mapping[int, tuple[str, str]] = {
     400: ("Bad request", "The request could not be read. Please check its syntax."),
+    403: ("Forbidden", "The token is not valid for this userid."),
     404: ("Not found", "There is nothing at this address. GET /docs lists what there is."),
     405: ("Method not allowed", "This address does not take this method. GET /docs lists what it takes."),
     413: ("Body too large", "The body may have 64 KiB at most."),

@@ -28,6 +28,13 @@ from travelrec_api.problems import problem
 
 _STREAMS_S = 10
 _GUNICORN_S = 20
+_SOCKETS: dict[str, Any] = {
+    "ws": "websockets-sansio",
+    "ws_max_size": 4 * 1024 * 1024,  # so that what is merely too long is told so, and the connection stays
+    "ws_ping_interval": 20.0,
+    "ws_ping_timeout": 20.0,
+    "ws_per_message_deflate": False,  # its windows would be most of a connection's memory
+}
 
 
 class Protocol(HttpToolsProtocol):
@@ -69,6 +76,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # uvicorn_worker ships no ty
         "access_log": False,
         "server_header": False,
         "timeout_graceful_shutdown": _STREAMS_S,
+        **_SOCKETS,
     }
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -149,6 +157,7 @@ async def served_in_process(app: Edge, listening: socket.socket) -> AsyncIterato
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=_STREAMS_S,
+        **_SOCKETS,
     )
     server = Server(config)
     serving = asyncio.create_task(server.serve(sockets=[listening]))

@@ -9,6 +9,7 @@ from travelrec.ports import Signals, Store
 from travelrec.tasks.ports import TaskStore
 from travelrec.trips.publishing import TripPublisher
 from travelrec_api.accept import Accepter
+from travelrec_api.chats import Chats
 from travelrec_api.waiting import Waiters
 from travelrec_api.withdraw import Creator
 
@@ -25,3 +26,4 @@ class State:
     tasks: TaskStore
     creator: Creator
     trips: TripPublisher
+    chats: Chats | None  # None: there is no place for chats

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
+from travelrec.chat.ports import ChatHistory, RateLimit
 from travelrec.errors import BadSetting
 from travelrec.ports import Broker, ModelServer, Signals, Store
 from travelrec.settings import Settings
@@ -36,6 +37,14 @@ def _trips_in_memory() -> TripStore:
 
 
 @dataclass(frozen=True, slots=True)
+class Chat:
+    """What chat needs beside the broker."""
+
+    history: ChatHistory
+    limit: RateLimit
+
+
+@dataclass(frozen=True, slots=True)
 class Parts:
     """The neighbours of a process."""
 
@@ -45,6 +54,7 @@ class Parts:
     tasks: TaskStore = field(default_factory=_tasks_in_memory)
     trips: TripStore = field(default_factory=_trips_in_memory)
     registry: Registry = field(default_factory=BundledRegistry)
+    chat: Chat | None = None  # None: there is no place for chats
 
 
 @asynccontextmanager
@@ -55,8 +65,9 @@ async def opened_parts(settings: Settings) -> AsyncIterator[Parts]:
         broker = await stack.enter_async_context(_broker(settings, settings.broker_url))
         signals = await stack.enter_async_context(_signals(settings, broker))
         registry = await stack.enter_async_context(_registry(settings))
+        chat = await stack.enter_async_context(_chat(settings, store))
         tasks, trips = _tasks_beside(settings, store), _trips_beside(settings, store)
-        yield Parts(store, broker, signals, tasks=tasks, trips=trips, registry=registry)
+        yield Parts(store, broker, signals, tasks=tasks, trips=trips, registry=registry, chat=chat)
 
 
 @asynccontextmanager
@@ -127,6 +138,40 @@ async def _registry(settings: Settings) -> AsyncIterator[Registry]:
         settings.schema_registry_url, timeout_s=settings.neighbour_timeout_s
     ) as http:
         yield http
+
+
+@asynccontextmanager
+async def _chat(settings: Settings, store: Store) -> AsyncIterator[Chat | None]:
+    """Chats in Redis, else beside the jobs of a single process."""
+    if not settings.has_chat:
+        yield None
+        return
+    try:
+        from travelrec.adapters.chat_limits import LocalRateLimit, SharedRateLimit
+    except ImportError as error:
+        raise _missing("REDIS_URL", "redis", "redis") from error
+    if settings.redis_url:
+        from travelrec.adapters.redis_chat import RedisChatHistory
+
+        opened = RedisChatHistory.opened(
+            settings.redis_url,
+            timeout_s=settings.neighbour_timeout_s,
+            limit=settings.chat_history_limit,
+            ttl_s=settings.chat_history_ttl_s,
+        )
+        shared = SharedRateLimit.opened(settings.redis_url, settings.chat_rate_limit)
+        async with opened as redis, shared as limit:
+            yield Chat(redis, limit)
+        return
+    local = LocalRateLimit(settings.chat_rate_limit)
+    if settings.store_url.startswith("memory:"):
+        from travelrec.adapters.memory_chat import MemoryChatHistory
+
+        yield Chat(MemoryChatHistory(settings.chat_history_limit), local)
+    else:
+        from travelrec.adapters.sqlite_chat import SqliteChatHistory
+
+        yield Chat(SqliteChatHistory(cast("SqliteStore", store), settings.chat_history_limit), local)
 
 
 @asynccontextmanager

@@ -9,7 +9,8 @@ TravelrecError
 │   ├── StoreUnavailable
 │   ├── BrokerUnavailable
 │   ├── SignalUnavailable
-│   └── RegistryUnavailable
+│   ├── RegistryUnavailable
+│   └── HistoryUnavailable
 ├── ModelError              the model's
 │   ├── TryAgain            costs an attempt: ModelBusy, ModelTimeout, BrokenOutput
 │   ├── Never               fails the job: BadModelRequest, Refused, Truncated, Filtered
@@ -81,6 +82,12 @@ class RegistryUnavailable(Unavailable):
     """The schema registry did not answer, or not as one does."""
 
     name = "schema registry"
+
+
+class HistoryUnavailable(Unavailable):
+    """The history of chats did not answer; whether an append in flight stands is not known."""
+
+    name = "chat history"
 
 
 class ModelError(TravelrecError):

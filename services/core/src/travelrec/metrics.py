@@ -209,6 +209,27 @@ ROWS = Counter(
 )
 
 
+# --- chat: the API's processes, and the roles chat and relay ---------------------------------------------
+
+CHAT_CONNECTIONS = Gauge("travelrec_chat_connections", "Open chat connections.", multiprocess_mode="livesum")
+CHAT_REFUSED = Counter(
+    "travelrec_chat_refused_total", "Handshakes refused for their token, userid or origin."
+)
+CHAT_MESSAGES = Counter(
+    "travelrec_chat_messages_total", "Frames of users: accepted by the broker, or refused.", ["outcome"]
+)
+CHAT_LIMITED = Counter("travelrec_chat_limited_total", "Messages over their user's rate limit.")
+CHAT_REPLIES = Counter("travelrec_chat_replies_total", "Messages that were answered, or failed.", ["outcome"])
+CHAT_REPEATS = Counter(
+    "travelrec_chat_repeats_total", "Messages and replies that were delivered again, and dropped.", ["role"]
+)
+CHAT_SECONDS = Histogram(
+    "travelrec_chat_seconds",
+    "From a message's acceptance until its answer is in the history.",
+    buckets=_MODEL_S,
+)
+
+
 def exposition(accept: str) -> tuple[bytes, str]:
     """What `/metrics` answers to a scraper that accepts these types, and its type.
 

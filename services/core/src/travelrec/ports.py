@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from travelrec.job import Bid, Job, Json, Settlement
 from travelrec.retry import Allowance
@@ -214,6 +214,23 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
+class Turn:
+    """What one side of a conversation said."""
+
+    role: Literal["user", "assistant"]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """What is said to the model when the answer is plain text: the last turn is the one to be answered."""
+
+    system: str
+    turns: Sequence[Turn]
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """What the model said: its text, what it cost, and what its provider allows from here on, if it says so."""
 
@@ -227,7 +244,7 @@ class Answer:
 class Model(Protocol):
     """A chat model. One call, one answer: repeats are the caller's decision."""
 
-    async def ask(self, question: Question, timeout_s: float) -> Answer:
+    async def ask(self, asked: Question | Conversation, timeout_s: float) -> Answer:
         """Raises the `ModelError` that says whether trying again can help."""
         ...
 

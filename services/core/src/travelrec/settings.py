@@ -134,6 +134,57 @@ class Settings(BaseSettings):
         validation_alias="TASKS_PROVIDER",
         description="who works on tasks: http (TASKS_PROVIDER_URL), or openai-batch (as OPENAI_… say)",
     )
+    redis_url: str = Field(
+        "",
+        validation_alias="REDIS_URL",
+        description="where chats are kept and rung for: redis://host:6379; none: beside the jobs, in one process",
+        repr=False,
+    )
+    chat_token_secret: SecretStr | None = Field(
+        None,
+        validation_alias="CHAT_TOKEN_SECRET",
+        description="the key of chat tokens (JWT, HS256); none: any token is taken",
+    )
+    chat_origins: str = Field(
+        "",
+        validation_alias="CHAT_ORIGINS",
+        description="the Origins whose pages may open a chat, as https://host,…; default: any",
+    )
+    chat_rate_limit: int = Field(
+        30,
+        ge=1,
+        le=100_000,
+        validation_alias="CHAT_RATE_LIMIT",
+        description="messages of one user a minute, over all replicas",
+    )
+    chat_connections: int = Field(
+        5_000,
+        ge=1,
+        le=1_000_000,
+        validation_alias="CHAT_CONNECTIONS",
+        description="chat connections of one process; more are refused",
+    )
+    chat_history_limit: int = Field(
+        1_000,
+        ge=10,
+        le=100_000,
+        validation_alias="CHAT_HISTORY_LIMIT",
+        description="messages and answers kept of a user",
+    )
+    chat_history_ttl_s: float = Field(
+        30 * 86400.0,
+        ge=60,
+        validation_alias="CHAT_HISTORY_TTL",
+        description="seconds a history is kept after its last message",
+    )
+    chat_timeout_s: float = Field(
+        30.0,
+        gt=0,
+        le=3600,
+        validation_alias="CHAT_TIMEOUT",
+        description="seconds in which the model must answer a message, all attempts together",
+    )
+
     tasks_provider_url: str = Field(
         "",
         validation_alias="TASKS_PROVIDER_URL",
@@ -248,6 +299,13 @@ class Settings(BaseSettings):
             raise ValueError("use http:// or https://")
         return url
 
+    @field_validator("redis_url")
+    @classmethod
+    def _redis(cls, url: str) -> str:
+        if url and not url.startswith(("redis://", "rediss://")):
+            raise ValueError("use redis:// or rediss://")
+        return url
+
     @field_validator("model_prices")
     @classmethod
     def _readable_prices(cls, text: str) -> str:
@@ -280,6 +338,11 @@ class Settings(BaseSettings):
     def has_fallback(self) -> bool:
         """Whether a second provider or model is named."""
         return any((self.openai_fallback_api_key, self.openai_fallback_base_url, self.openai_fallback_model))
+
+    @property
+    def has_chat(self) -> bool:
+        """Whether there is a place for chats: Redis, or the store of a single process."""
+        return bool(self.redis_url) or self.store_url.startswith(("memory:", "sqlite:"))
 
     @property
     def has_third_party(self) -> bool:

@@ -24,6 +24,10 @@ DRIVER_TOPIC = "hw.fake.driverstream"
 RIDER_TOPIC = "hw.fake.riderstream"
 JOINED_TOPIC = "hw.fake.joinedstreams"
 INCOMPLETE_TOPIC = f"{JOINED_TOPIC}.incomplete"
+INCOMING_TOPIC = "incoming_messages"
+INCOMING_GROUP = "travelrec.chat"
+RESPONSES_TOPIC = "responses"
+RESPONSES_GROUP = "travelrec.relay"
 PUBLISHED_AT = "travelrec-published-at"  # header of a traced message: seconds since the epoch
 
 QUEUED_S = 10.0  # when a job that was accepted or published and that nobody has claimed is looked at again
@@ -55,6 +59,10 @@ TOPICS = (
     Topic(SIGNALS_TOPIC, 3600.0),
     *(Topic(name, 7 * 86400.0) for name in (TRIP_TOPIC, DRIVER_TOPIC, RIDER_TOPIC, JOINED_TOPIC)),
     *(Topic(name, 30 * 86400.0) for name in (INCOMPLETE_TOPIC, dead_letter_topic(JOINED_TOPIC))),
+    Topic(INCOMING_TOPIC, 7 * 86400.0),
+    Topic(RESPONSES_TOPIC, 7 * 86400.0),
+    Topic(dead_letter_topic(INCOMING_TOPIC), 30 * 86400.0),
+    Topic(dead_letter_topic(RESPONSES_TOPIC), 30 * 86400.0),
 )
 
 
@@ -84,7 +92,7 @@ def encode_job(job: Job, span: Mapping[str, str] | None = None) -> Message:
 
 def decode_job(message: Message) -> str:
     """The uid a job message names; raises `Undecodable`."""
-    uid = _decoded(message.value).get("uid")
+    uid = decoded(message.value).get("uid")
     if not isinstance(uid, str) or not is_uid(uid):
         raise Undecodable("a job message without a uid")
     return uid
@@ -118,7 +126,7 @@ def encode_signals(signals: Sequence[Signal]) -> bytes:
 
 def decode_signals(value: bytes) -> list[Signal]:
     """The signals of one message; raises `Undecodable`."""
-    body = _decoded(value)
+    body = decoded(value)
     ended, traces = body.get("ended"), body.get("traces", {})
     if not isinstance(ended, list) or not isinstance(traces, dict):
         raise Undecodable("a signal message without a list")
@@ -128,7 +136,8 @@ def decode_signals(value: bytes) -> list[Signal]:
         raise Undecodable(f"a signal message in another shape: {error}") from error
 
 
-def _decoded(value: bytes) -> dict[str, object]:
+def decoded(value: bytes) -> dict[str, object]:
+    """The JSON object of a message in our version; raises `Undecodable`."""
     try:
         body = json.loads(value)
     except (ValueError, RecursionError) as error:

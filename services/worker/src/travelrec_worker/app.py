@@ -5,24 +5,34 @@ from __future__ import annotations
 import asyncio
 import gc
 import signal
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 
 import structlog
 
 from travelrec import tracing
+from travelrec.chat.ports import ChatHistory
 from travelrec.connect import Parts, opened_models, opened_parts, opened_third_party
 from travelrec.errors import BadSetting
 from travelrec.health import Probes
 from travelrec.kinds import kinds
-from travelrec.ports import Model
+from travelrec.ports import Delivery, Model
 from travelrec.retry import RetryPolicy
 from travelrec.settings import Settings
 from travelrec.trips.codec import Codec
 from travelrec.trips.entities import SOURCES
-from travelrec.wire import JOB_TOPICS, Signal, topic_of
+from travelrec.wire import (
+    INCOMING_GROUP,
+    INCOMING_TOPIC,
+    JOB_TOPICS,
+    RESPONSES_GROUP,
+    RESPONSES_TOPIC,
+    Signal,
+    topic_of,
+)
 from travelrec_worker.backlog import Backlog
+from travelrec_worker.chat import Chat
 from travelrec_worker.engine import Engine
 from travelrec_worker.gate import Gate
 from travelrec_worker.health import served
@@ -31,6 +41,7 @@ from travelrec_worker.join import Join, group_of
 from travelrec_worker.leases import Leases
 from travelrec_worker.poll import Poller
 from travelrec_worker.progress import Progress
+from travelrec_worker.relay import Relay
 from travelrec_worker.submit import Submitter
 from travelrec_worker.sweeper import Sweeper
 from travelrec_worker.watchdog import loop_watched, watch
@@ -218,15 +229,86 @@ async def _join(
             await join.end()
 
 
+@asynccontextmanager
+async def _chat(
+    settings: Settings, parts: Parts, gate: Gate, progress: Progress
+) -> AsyncIterator[list[Engine]]:
+    chat = Chat(
+        parts.broker,
+        _place_for_chats(parts),
+        gate,
+        progress,
+        retry=RetryPolicy(max_attempts=settings.max_attempts, base_s=0.5, cap_s=5.0),
+        timeout_s=settings.chat_timeout_s,
+    )
+    async with _in_turn(settings, parts, progress, INCOMING_TOPIC, INCOMING_GROUP, chat.handle) as engine:
+        yield [engine]
+
+
+@asynccontextmanager
+async def _relay(
+    settings: Settings, parts: Parts, _: Gate, progress: Progress
+) -> AsyncIterator[list[Engine]]:
+    relay = Relay(parts.broker, _place_for_chats(parts))
+    async with _in_turn(settings, parts, progress, RESPONSES_TOPIC, RESPONSES_GROUP, relay.handle) as engine:
+        yield [engine]
+
+
+def _place_for_chats(parts: Parts) -> ChatHistory:
+    if parts.chat is None:
+        raise BadSetting("REDIS_URL: is not set, and `chat` and `relay` need it")
+    return parts.chat.history
+
+
+@asynccontextmanager
+async def _in_turn(
+    settings: Settings,
+    parts: Parts,
+    progress: Progress,
+    topic: str,
+    group: str,
+    handle: Callable[[Delivery], Awaitable[None]],
+) -> AsyncIterator[Engine]:
+    """An engine that handles the messages of a user one after the other; it never pauses, for users wait."""
+    intake = asyncio.Event()
+    intake.set()
+    engine = Engine(
+        parts.broker,
+        topic,
+        group,
+        handle,
+        concurrency=2 * settings.worker_concurrency,
+        intake=intake,
+        progress=progress,
+        in_key_order=True,
+    )
+    async with asyncio.TaskGroup() as background:
+        running = background.create_task(engine.run(settings.grace_s))
+        try:
+            yield engine
+        finally:
+            engine.stop()
+            await asyncio.wait([running])
+
+
 _Role = Callable[[Settings, Parts, Gate, Progress], AbstractAsyncContextManager[Sequence[Engine]]]
-ROLES: dict[str, _Role] = {"jobs": _jobs, "submit": _submit, "poll": _poll, "join": _join}
-_ASKING = {"jobs"}  # those that need a model
+ROLES: dict[str, _Role] = {
+    "jobs": _jobs,
+    "submit": _submit,
+    "poll": _poll,
+    "join": _join,
+    "chat": _chat,
+    "relay": _relay,
+}
+_ASKING = {"jobs", "chat"}  # those that need a model
 _OF_TASKS = {"submit", "poll"}  # those that need a third party, and no broker
+_OF_CHAT = {"chat", "relay"}
 
 
 def possible_roles(settings: Settings) -> list[str]:
     """All roles but those whose neighbour the settings don't name."""
-    return [role for role in ROLES if settings.has_third_party or role not in _OF_TASKS]
+    left_out = (set() if settings.has_third_party else _OF_TASKS) | (set() if settings.has_chat else _OF_CHAT)
+    return [role for role in ROLES if role not in left_out]
 
 
 def _spare_the_collector() -> None:
@@ -274,6 +356,8 @@ async def work(settings: Settings, roles: Sequence[str]) -> None:
         )
         if not settings.has_third_party:
             log.info("no role submits or polls: TASKS_PROVIDER_URL is not set, tasks stay Not Started")
+        if not settings.has_chat:
+            log.info("no role chats or relays: REDIS_URL is not set")
         _spare_the_collector()
         log.info("worker started", roles=list(roles), concurrency=settings.worker_concurrency)
         joined = asyncio.create_task(_joined(engines))

@@ -27,7 +27,7 @@ from travelrec.errors import (
     NotTheJobsFault,
     RateLimited,
 )
-from travelrec.ports import Answer, Model, Question
+from travelrec.ports import Answer, Conversation, Model, Question
 from travelrec.prices import Price
 from travelrec.retry import RetryPolicy
 from travelrec.wire import JOBS_TOPIC
@@ -102,11 +102,11 @@ class Provider:
         """Counts a call that is about to be made."""
         return self._breaker.send(self._pace.send(now))
 
-    async def ask(self, question: Question, timeout_s: float, sent: Sent) -> Answer:
+    async def ask(self, asked: Question | Conversation, timeout_s: float, sent: Sent) -> Answer:
         """The answer to the call that was counted as `sent`; learns from it, or from its error."""
         outcome = "cancelled"
         try:
-            answer = await self._model.ask(question, timeout_s)
+            answer = await self._model.ask(asked, timeout_s)
             outcome = "ok"
             self._count_tokens(answer)
             now = time.monotonic()
@@ -167,7 +167,7 @@ class Provider:
 class _Nobody:
     """The model of who asks none."""
 
-    async def ask(self, question: Question, timeout_s: float) -> Answer:
+    async def ask(self, asked: Question | Conversation, timeout_s: float) -> Answer:
         raise BadModelRequest("There is no chat model here.")
 
 
@@ -394,30 +394,32 @@ class Place:
             return None
         return self._gate.guard.wait_s(time.monotonic())
 
-    async def ask(self, question: Question, timeout_s: float) -> Answer:
+    async def ask(self, asked: Question | Conversation, timeout_s: float) -> Answer:
         """See `ports.Model`. All providers that are asked share `timeout_s`."""
-        answer = await self._answer(question, timeout_s)
+        answer = await self._answer(asked, timeout_s)
         self.input_tokens += answer.input_tokens
         self.output_tokens += answer.output_tokens
         return answer
 
-    async def _answer(self, question: Question, timeout_s: float) -> Answer:
+    async def _answer(self, asked: Question | Conversation, timeout_s: float) -> Answer:
         began = time.monotonic()
         sent = self._turn.unsent or self._turn.provider.send(began)
         self._turn.unsent, self._turn.asking = None, sent
         try:
-            return await self._ask(question, timeout_s, sent, began)
+            return await self._ask(asked, timeout_s, sent, began)
         finally:
             self._turn.asking = None
             if self._turn.left:  # a call that could not be stopped when its run was
                 self._gate.turn()
 
-    async def _ask(self, question: Question, timeout_s: float, sent: Sent, began: float) -> Answer:
+    async def _ask(
+        self, asked: Question | Conversation, timeout_s: float, sent: Sent, began: float
+    ) -> Answer:
         provider, standby = self._turn.provider, self._standby(began)
         if standby is None:
-            return await provider.ask(question, timeout_s, sent)
+            return await provider.ask(asked, timeout_s, sent)
         try:
-            return await provider.ask(question, timeout_s * _FIRST_SHARE, sent)
+            return await provider.ask(asked, timeout_s * _FIRST_SHARE, sent)
         except RateLimited:
             raise  # it works, and says when to come back
         except (NotTheJobsFault, ModelBusy, ModelTimeout):
@@ -425,13 +427,13 @@ class Place:
             if standby.next_at(now) > now:
                 raise
             with suppress(ModelError):  # what counts for the job is the first one's error
-                return await self._instead(standby, question, timeout_s - (now - began))
+                return await self._instead(standby, asked, timeout_s - (now - began))
             raise
 
-    async def _instead(self, standby: Provider, question: Question, timeout_s: float) -> Answer:
+    async def _instead(self, standby: Provider, asked: Question | Conversation, timeout_s: float) -> Answer:
         sent = standby.enter(time.monotonic())
         try:
-            return await standby.ask(question, timeout_s, sent)
+            return await standby.ask(asked, timeout_s, sent)
         finally:
             standby.leave(None, time.monotonic())
 

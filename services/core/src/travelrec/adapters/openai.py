@@ -13,6 +13,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any  # a provider's JSON
 
 import aiohttp
@@ -37,7 +38,7 @@ from travelrec.errors import (
     Refused,
     Truncated,
 )
-from travelrec.ports import Answer, Question
+from travelrec.ports import Answer, Conversation, Question
 from travelrec.retry import Allowance, allowance, retry_after_s
 
 log = structlog.get_logger(__name__)
@@ -82,8 +83,11 @@ class OpenAIModel:
         async with AsyncOpenAI(api_key=api_key, base_url=base_url, max_retries=0, http_client=http) as client:
             yield cls(client, model)
 
-    async def ask(self, question: Question, timeout_s: float) -> Answer:
+    async def ask(self, asked: Question | Conversation, timeout_s: float) -> Answer:
         """See `ports.Model`. What the server can't do is found out once, and remembered."""
+        if isinstance(asked, Conversation):
+            return await self._converse(asked, timeout_s)
+        question = asked
         ends_at = time.monotonic() + timeout_s
         while True:
             form = self._form
@@ -113,10 +117,26 @@ class OpenAIModel:
             body["response_format"] = self._format(question)
         elif form == "json_object":
             body["response_format"] = {"type": "json_object"}
+        answer = await self._traced(body, timeout_s, whole=True)
+        return replace(answer, text=_object_in(answer.text))
+
+    async def _converse(self, conversation: Conversation, timeout_s: float) -> Answer:
+        said = [{"role": each.role, "content": each.text} for each in conversation.turns]
+        body = {
+            "model": self._model,
+            "messages": [{"role": "system", "content": conversation.system}, *said],
+            "max_completion_tokens": conversation.max_tokens,
+        }
+        answer = await self._traced(body, timeout_s, whole=False)
+        if not answer.text.strip():
+            raise BrokenOutput("The model said nothing.")
+        return answer
+
+    async def _traced(self, body: Mapping[str, Any], timeout_s: float, *, whole: bool) -> Answer:
         with tracing.span(
             f"chat {self._model}", tracing.current(), SpanKind.CLIENT, self._attributes
         ) as span:
-            answer = await self._answered(body, timeout_s)
+            answer = await self._answered(body, timeout_s, whole)
             span.set_attributes(
                 {
                     "gen_ai.response.model": answer.model,
@@ -126,7 +146,7 @@ class OpenAIModel:
             )
             return answer
 
-    async def _answered(self, body: Mapping[str, Any], timeout_s: float) -> Answer:
+    async def _answered(self, body: Mapping[str, Any], timeout_s: float, whole: bool) -> Answer:
         try:
             async with asyncio.timeout(timeout_s):  # the SDK's own begins again with every byte
                 response = await self._client.post(
@@ -137,7 +157,7 @@ class OpenAIModel:
         except openai.OpenAIError as error:
             raise _translated(error) from error
         try:
-            return _answer(json.loads(response.content), allowance(response.headers))
+            return _answer(json.loads(response.content), allowance(response.headers), whole)
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise BrokenOutput(
                 "The model's server answered with something else than a completion."
@@ -173,22 +193,24 @@ class OpenAIModel:
         return self._formats[question.schema_name]
 
 
-def _answer(body: Mapping[str, Any], allowed: Allowance | None) -> Answer:
+def _answer(body: Mapping[str, Any], allowed: Allowance | None, whole: bool) -> Answer:
+    """The completion; one that is cut off at the token limit will not do where it must be `whole`."""
     choice = body["choices"][0]
     message = choice["message"]
     if message.get("refusal"):
         raise Refused("The model refused to answer.")
     match choice.get("finish_reason"):
-        case "length":
+        case "length" if whole:
             raise Truncated("The model's answer was cut off at its token limit.")
         case "content_filter":
             raise Filtered("The provider's content filter held the answer back.")
+    cut = choice.get("finish_reason") == "length"
     text = message["content"]
     if not isinstance(text, str | None):
         raise TypeError(type(text))
     usage = body.get("usage") or {}
     return Answer(
-        text=_object_in(text or ""),
+        text=f"{text}…" if text and cut else text or "",
         model=str(body.get("model", "")),
         input_tokens=int(usage.get("prompt_tokens", 0)),
         output_tokens=int(usage.get("completion_tokens", 0)),

@@ -60,6 +60,18 @@ _MIGRATIONS = (
     CREATE INDEX trips_by_due ON trips (due_at) WHERE due_at IS NOT NULL;
     CREATE INDEX trips_by_end ON trips (keep_until) WHERE due_at IS NULL;
     """,
+    """
+    CREATE TABLE chats (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        userid TEXT NOT NULL,
+        kind TEXT NOT NULL,
+        content TEXT NOT NULL,
+        at REAL NOT NULL,
+        message TEXT NOT NULL
+    );
+    CREATE UNIQUE INDEX chats_by_user ON chats (userid, id);
+    CREATE UNIQUE INDEX chats_by_message ON chats (userid, message, kind = 'message');
+    """,
 )
 
 

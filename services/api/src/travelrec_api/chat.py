@@ -1,0 +1,254 @@
+"""Chat: `/ws`, where any replica serves any user, and `/chat/{userid}/messages`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import re
+import time
+from collections.abc import Mapping
+from typing import Any  # ASGI's events
+
+import structlog
+from fastapi import APIRouter, Request, WebSocket
+from opentelemetry.trace import SpanKind
+from pydantic import BaseModel
+from starlette.responses import Response
+from starlette.websockets import WebSocketDisconnect
+
+from travelrec import metrics, tracing
+from travelrec.chat.message import UNAVAILABLE, Said, error_frame, is_userid, read_frame, shown
+from travelrec.chat.ports import ChatHistory
+from travelrec.chat.wire import encode_said
+from travelrec.errors import BrokerUnavailable, InvalidInput, Unavailable
+from travelrec.job import Json, new_uid
+from travelrec.wire import INCOMING_TOPIC
+from travelrec_api.chats import Chats
+from travelrec_api.edge import request_id_of
+from travelrec_api.problems import RETRY_AFTER_S, Problem, answer, problem
+
+log = structlog.get_logger(__name__)
+
+router = APIRouter(tags=["chat"])
+
+_PAGE = 100
+_MOST = 500
+_NUMBER = re.compile(r"[0-9]{1,9}")
+_SEND_S = 10.0  # in which a reader must take a frame
+_LOOK_AGAIN_S = 15.0  # a bell may be lost
+_AWAY_S = 1.0
+_RESTARTING = 1012
+_SLOW = 1008
+
+
+class _TooSlow(Exception):
+    """The reader of a connection does not read."""
+
+
+class _Connection:
+    """One socket of `userid`, from which `position` in the history on."""
+
+    def __init__(self, socket: WebSocket, chats: Chats, userid: str, position: str, request_id: str) -> None:
+        self._socket = socket
+        self._chats = chats
+        self._userid = userid
+        self._position = position
+        self._request_id = request_id
+        self._bell = asyncio.Event()
+        self._messages = 0
+
+    async def run(self) -> int | None:
+        """Until the client goes (None), or is to be sent away with a code."""
+        self._chats.enter(self._userid, self._bell)
+        reading = asyncio.create_task(self._read())
+        tasks = [
+            reading,
+            asyncio.create_task(self._follow()),
+            asyncio.create_task(self._chats.stopping.wait()),
+        ]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when="FIRST_COMPLETED")
+            if reading in done and reading.exception() is None:
+                return None
+            for task in done:
+                if isinstance(task.exception(), _TooSlow):
+                    return _SLOW
+                if isinstance(task.exception(), WebSocketDisconnect):
+                    return None
+                task.result()
+            return _RESTARTING
+        finally:
+            self._chats.leave(self._userid, self._bell)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _read(self) -> None:
+        """Takes frame after frame; the next one is read when this one is done with."""
+        while True:
+            event = await self._socket.receive()
+            if event["type"] != "websocket.receive":
+                return
+            error = await self._take(event)
+            if error is not None:
+                metrics.CHAT_MESSAGES.labels("refused").inc()
+                await self._send(error_frame(error, self._userid))
+
+    async def _take(self, event: Mapping[str, Any]) -> str | None:
+        """Hands one frame over to the broker; the error if it was not."""
+        text = event.get("text")
+        if text is None:
+            return "The message is not a text frame."
+        try:
+            content, id_ = read_frame(text, self._userid)
+        except InvalidInput as error:
+            return str(error)
+        wait_s = await self._chats.limit.take(self._userid)
+        if wait_s > 0:
+            metrics.CHAT_LIMITED.inc()
+            return f"Rate limit exceeded. Try again in {math.ceil(wait_s)} seconds."
+        said = Said(id_ or new_uid(), self._userid, content, time.time())
+        span = tracing.served("chat message", {}, {"travelrec.message": said.id})
+        headers = {"request-id": self._request_id, **tracing.carried(span)}
+        try:
+            with tracing.span(f"publish {INCOMING_TOPIC}", span, SpanKind.PRODUCER):
+                await self._chats.broker.publish(INCOMING_TOPIC, [encode_said(said, headers)])
+        except BrokerUnavailable as error:
+            log.warning("message not taken over", error=str(error), request_id=self._request_id)
+            tracing.failed(span, "BrokerUnavailable")
+            return UNAVAILABLE
+        finally:
+            span.end()
+        metrics.CHAT_MESSAGES.labels("accepted").inc()
+        self._messages += 1
+        return None
+
+    async def _follow(self) -> None:
+        """Sends what the history has behind the position, and goes on when the bell rings."""
+        while True:
+            self._bell.clear()
+            try:
+                entries = await self._chats.history.after(self._userid, self._position, _PAGE)
+            except Unavailable as error:
+                log.warning("chat waits for its history", error=str(error))
+                await asyncio.sleep(_AWAY_S)
+                continue
+            for entry in entries:
+                if entry.kind != "message":
+                    await self._send(shown(entry, self._userid))
+                self._position = entry.id
+            if len(entries) < _PAGE:
+                await self._rung()
+
+    async def _rung(self) -> None:
+        try:
+            async with asyncio.timeout(_LOOK_AGAIN_S):
+                await self._bell.wait()
+        except TimeoutError:
+            pass
+
+    async def _send(self, frame: Mapping[str, Json]) -> None:
+        try:
+            async with asyncio.timeout(_SEND_S):
+                await self._socket.send_text(json.dumps(frame, ensure_ascii=False))
+        except TimeoutError:
+            raise _TooSlow from None
+
+
+@router.websocket("/ws")
+async def talk(socket: WebSocket) -> None:
+    """See the contract: `?token=…&userid=…`, and `&since=…` for what was missed."""
+    request_id = request_id_of(socket.scope)
+    named = {"X-Request-ID": request_id}
+    chats: Chats | None = socket.app.state.parts.chats
+    query = socket.query_params
+    userid = query.get("userid", "")
+    if chats is None or chats.full or chats.stopping.is_set():
+        await socket.send_denial_response(_unavailable(named))
+        return
+    admitted = chats.admits(query.get("token", ""), userid)
+    if not admitted or not chats.admits_origin(socket.headers.get("origin")):
+        metrics.CHAT_REFUSED.inc()
+        await socket.send_denial_response(_forbidden(named))
+        return
+    try:
+        position = query.get("since") or await _end(chats.history, userid)
+    except Unavailable:
+        await socket.send_denial_response(_unavailable(named))
+        return
+    await socket.accept(headers=[(b"x-request-id", request_id.encode())])
+    log.info("chat opened", request_id=request_id)
+    code = await _Connection(socket, chats, userid, position, request_id).run()
+    if code is not None:
+        try:
+            async with asyncio.timeout(_AWAY_S):
+                await socket.close(code)
+        except (TimeoutError, WebSocketDisconnect, RuntimeError):
+            pass  # it has gone, or does not read: the transport is closed behind this
+    log.info("chat closed", request_id=request_id, code=code)
+
+
+async def _end(history: ChatHistory, userid: str) -> str:
+    """The last place in the history: what is behind it is new. Of an empty one, a place before all."""
+    newest = await history.recent(userid, 1)
+    return newest[-1].id if newest else ""
+
+
+class ShownMessage(BaseModel):
+    """A message of the user, or a response."""
+
+    type: str
+    id: str
+    userid: str
+    content: str
+    timestamp: str
+
+
+@router.get(
+    "/chat/{userid}/messages",
+    response_model=list[ShownMessage],
+    responses={
+        403: {"model": Problem, "description": "The token is not this user's."},
+        422: {"model": Problem, "description": "Something can't be used; `details` says what."},
+        503: {"model": Problem, "description": "The history can't be reached."},
+    },
+    openapi_extra={
+        "parameters": [
+            {"name": "userid", "in": "path", "required": True, "schema": {"type": "string"}},
+            {"name": "token", "in": "query", "required": True, "schema": {"type": "string"}},
+            {
+                "name": "limit",
+                "in": "query",
+                "schema": {"type": "integer", "minimum": 1, "maximum": _MOST, "default": 50},
+            },
+        ]
+    },
+    operation_id="readChat",
+    summary="Read a conversation",
+)
+async def messages(request: Request) -> Response:
+    """The newest messages and responses, oldest first."""
+    chats: Chats | None = request.app.state.parts.chats
+    userid = str(request.path_params["userid"])
+    if chats is None:
+        return _unavailable({})
+    if not is_userid(userid) or not chats.admits(request.query_params.get("token", ""), userid):
+        return _forbidden({})
+    limit = request.query_params.get("limit", "50")
+    if not _NUMBER.fullmatch(limit) or not 1 <= int(limit) <= _MOST:
+        raise InvalidInput("limit", f"limit: use a whole number from 1 to {_MOST}.")
+    entries = await chats.history.recent(userid, int(limit))
+    return answer(200, [shown(entry, userid) for entry in entries if entry.kind != "error"])
+
+
+def _forbidden(headers: Mapping[str, str]) -> Response:
+    return problem(403, headers)
+
+
+def _unavailable(headers: Mapping[str, str]) -> Response:
+    body: dict[str, Json] = {
+        "error": "Service unavailable",
+        "message": "There is no chat here just now. Please try again.",
+    }
+    return answer(503, body, {"Retry-After": str(RETRY_AFTER_S), **headers})

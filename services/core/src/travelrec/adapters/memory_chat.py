@@ -1,0 +1,63 @@
+"""Chats inside one process: the real semantics without a server."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+from travelrec.chat.message import Entry, Reply
+
+
+class MemoryChatHistory:
+    """See `chat.ports.ChatHistory`; gone with the process."""
+
+    def __init__(self, limit: int = 1_000) -> None:
+        self._limit = limit
+        self._entries: dict[str, list[Entry]] = {}
+        self._answered: set[tuple[str, str]] = set()
+        self._numbers = itertools.count(1)
+        self._listeners: list[Callable[[str | None], None]] = []
+
+    async def append(self, reply: Reply) -> bool:
+        """See `chat.ports.ChatHistory`."""
+        said = reply.to
+        key = (said.userid, said.id)
+        added = key not in self._answered
+        if added:
+            self._answered.add(key)
+            entries = self._entries.setdefault(said.userid, [])
+            entries += [
+                Entry(str(next(self._numbers)), "message", said.content, said.at, said.id),
+                Entry(str(next(self._numbers)), reply.kind, reply.content, reply.at, said.id),
+            ]
+            del entries[: -self._limit]
+        for ring in list(self._listeners):
+            ring(said.userid)
+        return added
+
+    async def answered(self, userid: str, message: str) -> bool:
+        """See `chat.ports.ChatHistory`."""
+        return (userid, message) in self._answered
+
+    async def after(self, userid: str, since: str, limit: int) -> Sequence[Entry]:
+        """See `chat.ports.ChatHistory`."""
+        entries = self._entries.get(userid, [])
+        place = next((at for at, entry in enumerate(entries) if entry.id == since), -1)
+        return entries[place + 1 :][:limit]
+
+    async def recent(self, userid: str, limit: int) -> Sequence[Entry]:
+        """See `chat.ports.ChatHistory`."""
+        return self._entries.get(userid, [])[-limit:]
+
+    @asynccontextmanager
+    async def listen(self, ring: Callable[[str | None], None]) -> AsyncIterator[None]:
+        """See `chat.ports.ChatHistory`."""
+        self._listeners.append(ring)
+        try:
+            yield
+        finally:
+            self._listeners.remove(ring)
+
+    async def ping(self) -> None:
+        """See `chat.ports.ChatHistory`."""

@@ -1,0 +1,169 @@
+"""Chats in Redis: a stream for each user, and a channel that rings when it grows.
+
+A script appends a message, its reply and the note that it is answered, and publishes, all in one go. The keys of a
+user share a hash tag, so that a cluster keeps them together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any  # what a reply may be is written wider than what it is
+
+import structlog
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from travelrec.chat.message import Entry, Reply
+from travelrec.errors import HistoryUnavailable
+
+log = structlog.get_logger(__name__)
+
+_BELL = "travelrec:chat:bell:"
+_ID = re.compile(r"[0-9]{1,20}-[0-9]{1,20}")
+_APPEND = """
+local added = redis.call('SET', KEYS[2], 1, 'NX', 'EX', ARGV[1])
+if added then
+  redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[2], '*', 'record', ARGV[4])
+  redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[2], '*', 'record', ARGV[5])
+  redis.call('EXPIRE', KEYS[1], ARGV[1])
+end
+redis.call('PUBLISH', ARGV[3], '')
+return added and 1 or 0
+"""
+_HEAR_S = 2.0  # how long the bell is listened for before the connection is tried
+_AGAIN_S = 0.5
+_READY_S = 2.0
+
+
+class RedisChatHistory:
+    """See `chat.ports.ChatHistory`; made by `opened`."""
+
+    def __init__(self, redis: Redis, bells: Redis, timeout_s: float, limit: int, ttl_s: float) -> None:
+        self._redis = redis
+        self._bells = bells
+        self._timeout_s = timeout_s
+        self._limit = limit
+        self._ttl_s = int(ttl_s)
+        self._append = redis.register_script(_APPEND)
+
+    @classmethod
+    @asynccontextmanager
+    async def opened(
+        cls, url: str, *, timeout_s: float = 5.0, limit: int = 1_000, ttl_s: float = 30 * 86400.0
+    ) -> AsyncIterator[RedisChatHistory]:
+        """Two clients, one of which waits for the bell; nothing is sent yet."""
+        never = Retry(NoBackoff(), 0)
+        redis = Redis.from_url(
+            url,
+            decode_responses=True,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=timeout_s,
+            retry=never,
+            max_connections=256,
+        )
+        bells = Redis.from_url(
+            url, decode_responses=True, socket_timeout=None, socket_connect_timeout=timeout_s, retry=never
+        )
+        async with redis, bells:
+            yield cls(redis, bells, timeout_s, limit, ttl_s)
+
+    async def append(self, reply: Reply) -> bool:
+        """See `chat.ports.ChatHistory`."""
+        said = reply.to
+        records = [
+            ["message", said.content, said.at, said.id],
+            [reply.kind, reply.content, reply.at, said.id],
+        ]
+        texts = [json.dumps(record, ensure_ascii=False) for record in records]
+        async with self._answering():
+            added = await self._append(
+                keys=[_stream(said.userid), _note(said.userid, said.id)],
+                args=[self._ttl_s, self._limit, _BELL + said.userid, *texts],
+            )
+        return bool(added)
+
+    async def answered(self, userid: str, message: str) -> bool:
+        """See `chat.ports.ChatHistory`."""
+        async with self._answering():
+            return bool(await self._redis.exists(_note(userid, message)))
+
+    async def after(self, userid: str, since: str, limit: int) -> Sequence[Entry]:
+        """See `chat.ports.ChatHistory`."""
+        begin = f"({since}" if _ID.fullmatch(since) else "-"
+        async with self._answering():
+            return _entries(await self._redis.xrange(_stream(userid), begin, "+", limit))
+
+    async def recent(self, userid: str, limit: int) -> Sequence[Entry]:
+        """See `chat.ports.ChatHistory`."""
+        async with self._answering():
+            return _entries(await self._redis.xrevrange(_stream(userid), "+", "-", limit))[::-1]
+
+    @asynccontextmanager
+    async def listen(self, ring: Callable[[str | None], None]) -> AsyncIterator[None]:
+        """See `chat.ports.ChatHistory`."""
+        ready = asyncio.Event()
+        task = asyncio.create_task(self._hear(ring, ready))
+        try:
+            await asyncio.wait([waiting := asyncio.create_task(ready.wait())], timeout=_READY_S)
+            waiting.cancel()
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _hear(self, ring: Callable[[str | None], None], ready: asyncio.Event) -> None:
+        while True:
+            try:
+                async with self._bells.pubsub() as bell:
+                    async with asyncio.timeout(self._timeout_s):
+                        await bell.psubscribe(f"{_BELL}*")
+                    while True:
+                        message = await bell.get_message(timeout=_HEAR_S)
+                        if message is None:
+                            async with asyncio.timeout(self._timeout_s):
+                                await bell.ping()
+                        elif message["type"] == "pmessage":
+                            ring(message["channel"].removeprefix(_BELL))
+                        elif message["type"] == "psubscribe":
+                            ready.set()
+                            ring(None)
+            except (RedisError, OSError, TimeoutError) as error:
+                log.warning("the bell of chats is not heard for now", error=str(error) or "no answer in time")
+                await asyncio.sleep(_AGAIN_S)
+
+    async def ping(self) -> None:
+        """See `chat.ports.ChatHistory`."""
+        async with self._answering():
+            await self._redis.ping()
+
+    @asynccontextmanager
+    async def _answering(self) -> AsyncIterator[None]:
+        with _translated():
+            async with asyncio.timeout(self._timeout_s):
+                yield
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except (RedisError, OSError, TimeoutError) as error:
+        raise HistoryUnavailable(f"Redis: {error or 'no answer in time'}") from error
+
+
+def _stream(userid: str) -> str:
+    return f"travelrec:chat:{{{userid}}}:stream"
+
+
+def _note(userid: str, message: str) -> str:
+    return f"travelrec:chat:{{{userid}}}:answered:{message}"
+
+
+def _entries(found: Any) -> list[Entry]:
+    return [Entry(id_, *json.loads(fields["record"])) for id_, fields in found]

@@ -1,0 +1,48 @@
+"""What chat asks of the world; the rules of `travelrec.ports` hold here too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+from travelrec.chat.message import Entry, Reply
+
+
+class ChatHistory(Protocol):
+    """What was said and answered, a bounded list for each user, and a doorbell that rings when one grows."""
+
+    async def append(self, reply: Reply) -> bool:
+        """Adds a message and its reply in one go, unless that message has one; then rings. Whether it was added."""
+        ...
+
+    async def answered(self, userid: str, message: str) -> bool:
+        """Whether a reply to the message of this id was appended."""
+        ...
+
+    async def after(self, userid: str, since: str, limit: int) -> Sequence[Entry]:
+        """The oldest `limit` entries behind the one of id `since`, in order; behind an unknown one: all there are."""
+        ...
+
+    async def recent(self, userid: str, limit: int) -> Sequence[Entry]:
+        """The newest `limit` entries, the oldest of them first."""
+        ...
+
+    def listen(self, ring: Callable[[str | None], None]) -> AbstractAsyncContextManager[None]:
+        """Calls `ring` with the userid of every append until left; with None when some may have been missed.
+
+        Entering does not wait for a server that is away.
+        """
+        ...
+
+    async def ping(self) -> None:
+        """Returns when the history answers; raises `Unavailable`."""
+        ...
+
+
+class RateLimit(Protocol):
+    """How many messages a user may send, over all replicas together."""
+
+    async def take(self, userid: str) -> float:
+        """Counts a message: 0 if it may be sent, else the seconds until one may. Never raises."""
+        ...
