@@ -4,7 +4,7 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 
 import aiohttp
@@ -173,18 +173,16 @@ async def test_what_was_missed_comes_after_since(api: Api, user: str) -> None:
             await talk.say("x" * length)
         heard = [await talk.hear() for _ in range(3)]
         await talk.say("y" * 14)
-    for since, missed in ((heard[0]["id"], heard[1:]), (heard[2]["id"], [])):
-        async with talking(api, user, since=since) as talk:
-            assert [await talk.hear() for _ in missed] == missed
-            assert "14" in (await talk.hear())["content"]
-            await talk.say("z" * 15)
-            assert "15" in (await talk.hear())["content"]
-        async with talking(api, user) as talk:  # since now
-            await talk.say("y" * 14)
-            assert "14" in (await talk.hear())["content"]
-        missed_too = await _history(api, user)
-        assert missed_too[-1]["type"] == "response"
-        break
+    async with talking(api, user, since=heard[0]["id"]) as talk:
+        assert [await talk.hear() for _ in heard[1:]] == heard[1:]
+        assert "14" in (await talk.hear())["content"]
+        await talk.say("z" * 15)
+        last = await talk.hear()
+        assert "15" in last["content"]
+    async with talking(api, user, since=last["id"]) as behind, talking(api, user) as new:
+        await new.say("z" * 16)
+        for talk in (behind, new):
+            assert "16" in (await talk.hear())["content"]
 
 
 async def test_every_connection_of_a_user_hears_and_no_other(api: Api, user: str) -> None:
@@ -234,8 +232,8 @@ async def test_the_history_needs_the_users_token(api: Api, user: str) -> None:
 # --- errors ---------------------------------------------------------------------------------------------
 
 
-def frame(userid: str, **fields: object) -> str:
-    return json.dumps({"type": "message", "content": "hello", "userid": userid, **fields})
+def frame(user: str, **fields: object) -> str:
+    return json.dumps({"type": "message", "content": "hello", "userid": user, **fields})
 
 
 async def test_hostile_frames_get_their_error_and_the_connection_stays(api: Api, user: str) -> None:
@@ -330,11 +328,13 @@ async def test_a_model_that_cannot_answer_is_an_error(api: Api, user: str) -> No
 
 
 async def test_a_frame_beyond_all_measure_ends_only_its_own_connection(api: Api, user: str) -> None:
-    """More than 4 MiB closes the connection with 1009."""
+    """More than 4 MiB closes it, and no other of the same user."""
     async with talking(api, user) as talk, talking(api, user) as other:
-        await talk.socket.send_str("x" * (5 * 1024 * 1024))
-        message = await talk.socket.receive(timeout=10)
-        assert message.type in (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSED)
+        with suppress(ConnectionError):  # it may be gone before all is sent
+            await talk.socket.send_str("x" * (5 * 1024 * 1024))
+        with suppress(ConnectionError):
+            message = await talk.socket.receive(timeout=10)
+            assert message.type is not aiohttp.WSMsgType.TEXT
         await other.say("hello")
         assert (await other.hear())["type"] == "response"
 

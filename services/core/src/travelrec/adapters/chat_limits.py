@@ -53,7 +53,10 @@ class SharedRateLimit:
             socket_connect_timeout=_TIMEOUT_S,
         )
         storage = RedisStorage(
-            f"async+{url}", implementation="redispy", key_prefix="travelrec:limit", connection_pool=pool
+            f"async+{url}",
+            implementation="redispy",
+            key_prefix="travelrec:limit",
+            connection_pool=pool,  # type: ignore[arg-type]  # what is handed through is typed too narrowly
         )
         try:
             yield cls(storage, per_minute)

@@ -8,7 +8,7 @@ from importlib.metadata import entry_points
 import typer
 from typer.exceptions import TyperException
 
-from travelrec.cli import dead_letters, trips
+from travelrec.cli import chat, dead_letters, trips
 from travelrec.cli.ask import ask
 from travelrec.cli.doctor import doctor
 from travelrec.cli.embedded import demo, serve
@@ -38,6 +38,7 @@ app.command("fake-openai")(fake_openai)
 app.command("fake-tasks")(fake_tasks)
 app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(trips.app, name="trips")
+app.add_typer(chat.app, name="chat")
 for command in entry_points(group="travelrec.commands"):  # in a checkout, those of its tests
     app.command(command.name)(command.load())
 
