@@ -26,7 +26,7 @@ _NO_THIRD_PARTY = (
     "No TASKS_PROVIDER_URL is set: tasks stay Not Started (`travelrec fake-tasks` starts a third party)."
 )
 
-_ANY_TOKEN = "No CHAT_TOKEN_SECRET is set: any token opens a chat."
+_OPEN_CHAT = "No CHAT_TOKEN_SECRET is set: any token opens a chat."
 
 Host = Annotated[str | None, typer.Option(help="The address to listen on (HOST, 127.0.0.1).")]
 Port = Annotated[int | None, typer.Option(help="The port to listen on (PORT, 3000); 0 takes a free one.")]
@@ -117,7 +117,7 @@ async def _started(
         if not settings.has_third_party:
             _say(_NO_THIRD_PARTY)
         if settings.chat_token_secret is None:
-            _say(f"[yellow]{_ANY_TOKEN}[/yellow]")
+            _say(f"[yellow]{_OPEN_CHAT}[/yellow]")
         models = await stack.enter_async_context(opened_models(settings))
         await stack.enter_async_context(running_roles(possible_roles(settings), settings, parts, *models))
         serving = await stack.enter_async_context(served_in_process(edge, listening))

@@ -71,7 +71,7 @@ async def _try_to_open(settings: Settings) -> None:
 def worker(
     roles: Annotated[
         list[str] | None,
-        typer.Argument(help="What to work on (default: all): jobs, submit, poll, chat, relay."),
+        typer.Argument(help="What to work on (default: all): jobs, submit, poll, join, chat, relay."),
     ] = None,
 ) -> None:
     """Takes jobs from the broker and works on them; health and metrics on METRICS_PORT."""
