@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 LEAD_S = 0.15  # from taking a task to the first time that it can have
-AHEAD_S = 1.0  # how far ahead times are given
-REFILL_S = 0.6  # so much before the last of them more are given
+AHEAD_S = 0.8  # how far ahead times are given
+REFILL_S = 0.5  # so much before the last of them more are given
 SPARE = (
     0.025  # share of the limit that is not used, so that calls that come a little late don't come too close
 )
@@ -53,7 +53,7 @@ def look_again_at(pace: Pace, now: float) -> float:
 
 def lateness_s(rate: float) -> float:
     """How late a time may still be used: so little that no second has more than one above the limit."""
-    return min(max(0.5 / rate, 0.01), 0.25)
+    return min(max(0.6 / rate, 0.01), 0.25)
 
 
 def served_groups(groups: Iterable[str], last: str, count: int) -> list[str]:
