@@ -34,6 +34,7 @@ EVERYTHING = (
     *("--set", "monitoring.rules.enabled=true,monitoring.dashboards.enabled=true"),
     *("--set", "api.autoscaling.inFlight.metric=in_flight,workers.jobs.scaling.minReplicas=0"),
     *("--set", "api.httpRoute.enabled=true,api.httpRoute.parentRefs[0].name=gateway"),
+    *("--set", "tasks.enabled=true,settings.TASKS_PROVIDER_URL=https://tasks.example"),
 )
 PLAIN = (*MINE, "--set", "autoscaling.keda=false,networkPolicy.enabled=false,topics.enabled=false")
 SETS = {"mine": MINE, "kind": KIND, "everything": EVERYTHING, "plain": PLAIN}

@@ -93,6 +93,13 @@ def served(name: str, headers: Mapping[str, str], attributes: Attributes = None)
     return _tracer.start_span(name, context=caller, kind=SpanKind.SERVER, attributes=attributes)
 
 
+def begun(name: str, kind: SpanKind = SpanKind.INTERNAL, attributes: Attributes = None) -> Span:
+    """The span of what nobody asked for, which begins a trace; to be ended."""
+    if _tracer is None:
+        return INVALID_SPAN
+    return _tracer.start_span(name, context=Context(), kind=kind, attributes=attributes)
+
+
 def started(
     name: str,
     parent: Span | Mapping[str, str],

@@ -7,7 +7,7 @@ import random
 import time
 
 import structlog
-from opentelemetry.trace import SpanKind
+from opentelemetry.trace import Span, SpanKind
 
 from travelrec import metrics, tracing
 from travelrec.errors import StoreUnavailable, ThirdPartyAway, ThirdPartyError
@@ -72,8 +72,11 @@ class Poller:
         if due_at > now:
             return min(due_at - now, self._lease_s / 3)
         next_at = next_poll_at(due_at, now, self._interval_s, random.uniform(-1.0, 1.0))
-        with tracing.span("poll tasks", tracing.current(), SpanKind.CLIENT):
-            next_at = max(next_at, await self._poll())
+        span = tracing.begun("poll tasks", SpanKind.CLIENT)
+        try:
+            next_at = max(next_at, await self._poll(span))
+        finally:
+            span.end()
         if await self._tasks.polled(self._token, next_at, time.time() + self._lease_s):
             self._due_at = next_at
         return 0.0
@@ -86,7 +89,7 @@ class Poller:
             log.info("polls the third party", every_s=self._interval_s)
         return self._due_at is not None
 
-    async def _poll(self) -> float:
+    async def _poll(self, span: Span) -> float:
         """One poll; answers when the third party wants to be asked again at the earliest, 0 if it doesn't say."""
         began = time.perf_counter()
         try:
@@ -94,6 +97,7 @@ class Poller:
             rows = await self._progress.within(self._timeout_s, "poll", "", call)
         except (ThirdPartyError, TimeoutError) as error:
             metrics.POLLS.labels("failed").inc()
+            tracing.failed(span, type(error).__name__)
             log.warning("poll failed", error=str(error) or "The third party did not answer in time.")
             asked_s = error.retry_after_s if isinstance(error, ThirdPartyAway) else None
             return time.time() + min(asked_s or 0.0, _LONGEST_AWAY_S)
@@ -102,6 +106,7 @@ class Poller:
         with self._progress.calling("writing what a poll said", calls=2 + len(rows.good) // _A_CALL):
             reported = await self._tasks.report(rows.good)
         moved = sum(reported.moved.values())
+        span.set_attributes({"travelrec.tasks.rows": len(rows.good), "travelrec.tasks.moved": moved})
         metrics.POLLS.labels("ok").inc()
         metrics.POLL_SECONDS.observe(time.perf_counter() - began)
         for outcome, count in (
