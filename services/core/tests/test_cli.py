@@ -465,3 +465,21 @@ async def test_jobs_of_a_killed_serve_complete_after_the_next_start(new_process,
             bodies = await asyncio.gather(*(read(http, uid, 30) for uid in uids))
         assert {body["status"] for body in bodies} == {"completed"}
         assert [body["uid"] for body in bodies] == uids
+
+
+@pytest.mark.parametrize(
+    ("role", "env", "told"),
+    [
+        ("submit", {}, "TASKS_PROVIDER_URL"),
+        ("poll", {}, "TASKS_PROVIDER_URL"),
+        ("poll", {"TASKS_PROVIDER": "openai-batch"}, "OPENAI_API_KEY"),
+    ],
+)
+def test_a_role_without_its_third_party_says_what_to_set(role, env, told, tmp_path):
+    """Named explicitly it is bad usage, in one line; the servers need not be there."""
+    servers = {
+        "BROKER_URL": "kafka://127.0.0.1:9",
+        "STORE_URL": "mongodb://127.0.0.1:9/x",
+        "METRICS_PORT": "0",
+    }
+    assert told in one_line(ran("worker", role, cwd=tmp_path, **servers, **env), 2)

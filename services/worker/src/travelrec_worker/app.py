@@ -160,7 +160,7 @@ async def _submit(
             third_party,
             progress,
             rate=settings.tasks_rate_limit,
-            concurrency=settings.worker_concurrency,
+            concurrency=max(settings.worker_concurrency, round(2 * settings.tasks_rate_limit)),
             retry=RetryPolicy(max_attempts=settings.max_attempts),
             timeout_s=settings.tasks_timeout_s,
             deadline_s=settings.job_deadline_s,

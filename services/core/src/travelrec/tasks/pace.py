@@ -53,7 +53,7 @@ def look_again_at(pace: Pace, now: float) -> float:
 
 def lateness_s(rate: float) -> float:
     """How late a time may still be used: so little that no second has more than one above the limit."""
-    return min(max(0.6 / rate, 0.01), 0.25)
+    return min(max(0.6 / rate, 0.01), 0.05)
 
 
 def served_groups(groups: Iterable[str], last: str, count: int) -> list[str]:
