@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-NAMES = ("accept", "dispatch", "drain", "telemetry", "submissions", "polling")
+NAMES = ("accept", "dispatch", "drain", "telemetry", "submissions", "polling", "trips", "schedulers")
 
 
 def main() -> None:

@@ -30,11 +30,13 @@ from travelrec_worker.progress import Progress
 log = structlog.get_logger(__name__)
 
 DEAD_LETTERS_TOPIC = dead_letter_topic(JOINED_TOPIC)
-_LEASE_S = 30.0
+_LEASE_S = 15.0  # longer than a publish may take; what a dead worker held waits for so long
 _REMEMBERED_S = 3600.0  # a published trip, so that a repeat of its records is known for one
 _AGAIN_S = 0.5
-_LOOK_S = 1.0
-_COUNT_S = 5.0
+_LOOK_S = 5.0  # a window is looked at twenty times, but no less often
+_LOOKS = 20
+_FORGET_S = 60.0
+_COUNT_S = 15.0
 _AT_A_TIME = 500
 _MOST_COUNTED = 100_000
 
@@ -152,14 +154,18 @@ class Join:
 
     async def sweep(self) -> None:
         """Until cancelled: publishes what is due, incomplete or left by the dead, and forgets what is old."""
+        forget_at = 0.0
         while True:
             try:
                 while await self._publish_due():
                     pass
-                await self._trips.purge(time.time(), _AT_A_TIME)
+                if time.monotonic() >= forget_at:
+                    while await self._trips.purge(time.time(), _AT_A_TIME) == _AT_A_TIME:
+                        pass
+                    forget_at = time.monotonic() + _FORGET_S
             except Unavailable as error:
                 log.warning("trips not looked at", error=str(error))
-            await asyncio.sleep(_LOOK_S)
+            await asyncio.sleep(min(_LOOK_S, self._window_s / _LOOKS))
 
     async def _publish_due(self) -> int:
         now = time.time()
