@@ -1,5 +1,5 @@
 """20,000 trips in random order through the join on a real Kafka and registry and a MongoDB stand-in: 5 % of the records
-come twice, of 1 % of the trips one is missing, 0.1 % are garbage. Two replicas; in the second run one is SIGKILLed every
+come twice, of 1 % of the trips one is missing, 0.1 % are garbage. Two replicas; in the second run one is killed every
 5 s.
 """
 

@@ -469,7 +469,47 @@ TASKS = Dashboard(
     ),
 )
 
-DASHBOARDS = (OVERVIEW, WORKER, MODEL, KAFKA, TASKS)
+TRIPS = Dashboard(
+    "travelrec-trips",
+    "Travelrec: trips",
+    "Three streams of made-up trips, and the join that makes one record of each trip's three.",
+    (
+        (
+            "Now",
+            (
+                _now("Made", _rate("travelrec_trips_made_total"), "ops"),
+                _now("Joined", _rate("travelrec_trips_closed_total", labels='outcome="joined"'), "ops"),
+                _now("Open", "max(travelrec_trips_open)"),
+                _now(
+                    "Incomplete in an hour",
+                    'sum(increase(travelrec_trips_closed_total{outcome!="joined"}[1h]))',
+                ),
+            ),
+        ),
+        (
+            "Join",
+            (
+                Panel(
+                    "Published, by what became of the trip",
+                    {"{{outcome}}": _rate("travelrec_trips_closed_total", "outcome")},
+                    "ops",
+                ),
+                Panel(
+                    "From a trip's first record to its joined one",
+                    _quantiles("travelrec_trip_join_seconds"),
+                    "s",
+                ),
+                Panel(
+                    "Records, as the broker reported them",
+                    {"{{topic}}, {{outcome}}": _rate("travelrec_trip_records_total", "topic, outcome")},
+                    "ops",
+                ),
+            ),
+        ),
+    ),
+)
+
+DASHBOARDS = (OVERVIEW, WORKER, MODEL, KAFKA, TASKS, TRIPS)
 
 
 def rendered(board: Dashboard) -> str:
