@@ -120,7 +120,7 @@ async def test_what_is_not_published_is_due_again(trips: TripStore) -> None:
 
 
 async def test_incomplete_trips_are_due_after_their_time(trips: TripStore) -> None:
-    """Oldest first, as many as are wanted; a closed one is not due again, and its repeats change nothing."""
+    """As many as are wanted; a closed one is not due again, and its repeats change nothing."""
     for n in range(3):
         await add(trips, part(str(n), "trip"), part(str(n), "rider"), now=NOW + n)
     assert await trips.take_due("t", DUE - 1, DUE + 10, 10) == []

@@ -53,7 +53,7 @@ class MongoTripStore:
     async def take_due(self, token: str, now: float, until: float, limit: int) -> list[Waiting]:
         """See `trips.ports.TripStore`."""
         with translated():
-            late = self._trips.find({"due_at": {"$lte": now}}).sort("due_at", ASCENDING).limit(limit)
+            late = self._trips.find({"due_at": {"$lte": now}}).limit(limit)
             due = [_trip(record) for record in await late.to_list(None)]
         return await self._lease(due, token, until)
 

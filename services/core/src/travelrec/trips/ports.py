@@ -46,7 +46,7 @@ class TripStore(Protocol):
         ...
 
     async def take_due(self, token: str, now: float, until: float, limit: int) -> list[Waiting]:
-        """Leases up to `limit` trips that are due, oldest first; of racing callers one gets each."""
+        """Leases up to `limit` trips that are due; of racing callers one gets each."""
         ...
 
     async def close(self, trips: Sequence[Waiting], now: float, keep_until: float) -> None:
