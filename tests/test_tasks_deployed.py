@@ -1,4 +1,4 @@
-"""Tasks in a deployment: an API of two processes, workers, MongoDB, a third party; there is no broker, and none needed."""
+"""Tasks in a deployment: an API of two processes, workers, MongoDB, a third party; no broker is needed, none there."""
 
 import json
 import subprocess
