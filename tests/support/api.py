@@ -126,7 +126,7 @@ async def running_api(
                 running_roles(roles, asked, opened, *await stack.enter_async_context(opened_models(asked)))
             )
         edge = create_app(read, opened)[1]
-        listening = socket.socket()
+        listening = socket.socket(proto=socket.IPPROTO_TCP)  # else asyncio leaves Nagle's delay on
         listening.bind(("127.0.0.1", 0))
         await stack.enter_async_context(served_in_process(edge, listening))
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"

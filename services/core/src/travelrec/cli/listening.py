@@ -10,7 +10,9 @@ from travelrec.errors import TravelrecError
 def free_or_exit(host: str, port: int) -> socket.socket:
     """A socket that listens on `host`:`port`; raises `TravelrecError` with the next step if it can't be."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound = socket.socket(
+        family, socket.SOCK_STREAM, socket.IPPROTO_TCP
+    )  # named, or asyncio leaves Nagle's delay on
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((host, port))
