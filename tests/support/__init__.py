@@ -4,7 +4,7 @@ from support.installed import NotInstalledError
 from support.ports import free_port, unique_name
 from support.processes import Process, ProcessError
 from support.proxy import Proxy
-from support.servers import Kafka, Mongo, Prometheus, Redis, Registry, Server
+from support.servers import Kafka, Mongo, Prometheus, RabbitMQ, Redis, Registry, Server
 from support.waiting import eventually
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "ProcessError",
     "Prometheus",
     "Proxy",
+    "RabbitMQ",
     "Redis",
     "Registry",
     "Server",

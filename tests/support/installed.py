@@ -11,6 +11,9 @@ from pathlib import Path
 
 DATA = Path(__file__).parent / "data"
 LOCUST = Path(__file__).parents[2] / "loadtest" / ".venv" / "bin" / "locust"
+RABBITMQ = Path(
+    "/usr/lib/rabbitmq/bin/rabbitmq-server"
+)  # Debian's own, without the script that changes the user
 JAVA_VERSION = 17
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -68,6 +71,11 @@ def redis_missing() -> str | None:
     return None if shutil.which("redis-server") else "Redis: no `redis-server` on the PATH"
 
 
+def rabbitmq_missing() -> str | None:
+    """What is missing to start RabbitMQ, None when nothing is."""
+    return None if RABBITMQ.exists() and shutil.which("epmd") else "RabbitMQ: no `rabbitmq-server` here"
+
+
 def prometheus_missing() -> str | None:
     """What is missing to start Prometheus and to run promtool, None when nothing is."""
     missing = [name for name in ("prometheus", "promtool") if shutil.which(name) is None]
@@ -121,6 +129,7 @@ NEEDS: dict[str, tuple[str, Callable[[], str | None]]] = {
     "mongo": (MONGO.title, MONGO.missing),
     "registry": (REGISTRY.title, REGISTRY.missing),
     "redis": ("Redis", redis_missing),
+    "rabbitmq": ("RabbitMQ", rabbitmq_missing),
     "prometheus": ("Prometheus", prometheus_missing),
     "chromium": ("Chromium", chromium_missing),
     "processes": ("processes", lambda: None),

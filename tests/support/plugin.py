@@ -10,7 +10,7 @@ import psutil
 import pytest
 from hypothesis import settings
 
-from support import Kafka, Mongo, Process, Prometheus, Redis, Registry, Server
+from support import Kafka, Mongo, Process, Prometheus, RabbitMQ, Redis, Registry, Server
 from support.installed import NEEDS, OPTIONAL, chromium
 from support.watchdog import Watchdog
 
@@ -25,6 +25,8 @@ NEEDED_BY_FIXTURE = {
     "new_registry": "registry",
     "redis_server": "redis",
     "new_redis": "redis",
+    "rabbitmq_server": "rabbitmq",
+    "new_rabbitmq": "rabbitmq",
     "new_prometheus": "prometheus",
     "chromium_path": "chromium",
 }
@@ -173,6 +175,12 @@ def redis_server() -> Iterator[Redis]:
 
 
 @pytest.fixture(scope="session")
+def rabbitmq_server() -> Iterator[RabbitMQ]:
+    with RabbitMQ() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
 def chromium_path() -> Path:
     path = chromium()
     assert path is not None, "the selection of real tests lets no test without a browser come here"
@@ -214,6 +222,11 @@ def new_registry() -> Iterator[Callable[..., Registry]]:
 @pytest.fixture
 def new_redis() -> Iterator[Callable[..., Redis]]:
     yield from servers_of_one_test(Redis)
+
+
+@pytest.fixture
+def new_rabbitmq() -> Iterator[Callable[..., RabbitMQ]]:
+    yield from servers_of_one_test(RabbitMQ)
 
 
 @pytest.fixture

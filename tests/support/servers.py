@@ -16,7 +16,7 @@ from typing import Self
 
 import psutil
 
-from support.installed import DATA, KAFKA, MONGO, REGISTRY, NotInstalledError
+from support.installed import DATA, KAFKA, MONGO, RABBITMQ, REGISTRY, NotInstalledError, rabbitmq_missing
 from support.ports import free_port, release_port
 from support.processes import Process, ProcessError, get_status, make_folder, remove_folder
 from support.proxy import Proxy
@@ -331,6 +331,67 @@ class Redis(Server):
             with socket.create_connection(("127.0.0.1", self.port), timeout=1) as client:
                 client.sendall(b"PING\r\n")
                 return client.recv(64).startswith(b"+PONG")
+        except OSError:
+            return False
+
+
+class RabbitMQ(Server):
+    """The machine's RabbitMQ as a node of its own: its name, its port mapper, its cookie and its data."""
+
+    name = "rabbitmq"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._epmd_port, self._distribution_port = free_port(), free_port()
+
+    @property
+    def url(self) -> str:
+        """The address with the user that a new node has."""
+        return f"amqp://guest:guest@{self.address}/"
+
+    def keeps(self, queue: str) -> bool:
+        """Whether a quorum queue would be found again after `kill`: the server writes its name some seconds late."""
+        assert self._folder is not None
+        names = self._folder.glob("data/*/quorum/*/names.dets")
+        return any(f"%2F_{queue}".encode() in file.read_bytes() for file in names)
+
+    def _ports(self) -> list[int]:
+        return [self.port, self._epmd_port, self._distribution_port]
+
+    def _prepare(self, folder: Path) -> None:
+        (folder / "enabled_plugins").write_text("[].")
+        (folder / "env.conf").write_text("")
+        (folder / "rabbitmq.conf").write_text(
+            f"listeners.tcp.1 = {self.address}\nlog.file = false\nlog.console = true\nlog.console.level = warning\n"
+        )
+
+    def _command(self, folder: Path) -> list[str]:
+        if rabbitmq_missing():
+            raise NotInstalledError(str(rabbitmq_missing()))
+        settings = {
+            "HOME": folder,  # for the cookie
+            "ERL_EPMD_PORT": self._epmd_port,
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODENAME": f"travelrec-{self.port}@localhost",
+            "RABBITMQ_DIST_PORT": self._distribution_port,
+            "RABBITMQ_MNESIA_BASE": folder / "data",
+            "RABBITMQ_LOG_BASE": folder / "log",
+            "RABBITMQ_ENABLED_PLUGINS_FILE": folder / "enabled_plugins",
+            "RABBITMQ_CONFIG_FILE": folder / "rabbitmq.conf",
+            "RABBITMQ_CONF_ENV_FILE": folder / "env.conf",
+            "RABBITMQ_PID_FILE": folder / "pid",
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1} +S 2:2 +sbwt none",
+            "RUNNING_UNDER_SYSTEMD": 1,  # so that the script becomes the server instead of waiting for it
+        }
+        # its own port mapper, or it starts one that outlives it; the script of the distribution changes the user
+        start = f"epmd -port {self._epmd_port} -address 127.0.0.1 & exec {RABBITMQ}"
+        return ["env", *(f"{name}={value}" for name, value in settings.items()), "bash", "-c", start]
+
+    def _answers(self) -> bool:
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=1) as client:
+                client.sendall(b"AMQP\x00\x00\x09\x01")
+                return client.recv(64).startswith(b"\x01\x00\x00")  # a method on channel 0: Connection.Start
         except OSError:
             return False
 

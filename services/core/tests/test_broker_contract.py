@@ -17,13 +17,24 @@ from travelrec.wire import Message, Signal
 
 pytestmark = pytest.mark.asyncio
 
-BROKERS = ["memory", pytest.param("kafka", marks=pytest.mark.real("kafka"))]
+BROKERS = [
+    "memory",
+    pytest.param("kafka", marks=pytest.mark.real("kafka")),
+    pytest.param("rabbitmq", marks=pytest.mark.real("rabbitmq")),
+]
 
 
 @pytest_asyncio.fixture(params=BROKERS)
 async def broker(request: pytest.FixtureRequest) -> AsyncIterator[Broker]:
     if request.param == "memory":
         yield MemoryBroker()
+        return
+    if request.param == "rabbitmq":
+        from travelrec.adapters.rabbitmq import RabbitBroker
+
+        url = request.getfixturevalue("rabbitmq_server").url
+        async with RabbitBroker.opened(url, timeout_s=10.0) as rabbit:
+            yield rabbit
         return
     from travelrec.adapters.kafka import KafkaBroker
 
@@ -36,6 +47,13 @@ async def broker(request: pytest.FixtureRequest) -> AsyncIterator[Broker]:
 async def signals(request: pytest.FixtureRequest) -> AsyncIterator[Signals]:
     if request.param == "memory":
         yield MemorySignals()
+        return
+    if request.param == "rabbitmq":
+        from travelrec.adapters.rabbitmq import RabbitBroker, RabbitSignals
+
+        url = request.getfixturevalue("rabbitmq_server").url
+        async with RabbitBroker.opened(url, timeout_s=10.0) as rabbit:
+            yield RabbitSignals(rabbit, f"signals-{new_uid()}")
         return
     from travelrec.adapters.kafka import KafkaBroker, KafkaSignals
 

@@ -47,7 +47,7 @@ def test_with_nothing_set_everything_is_embedded() -> None:
 GOOD: dict[str, tuple[str, object]] = {
     "BROKER_URL": ("kafka://a:9092,b:9092", "kafka://a:9092,b:9092"),
     "KAFKA_BOOTSTRAP_SERVERS": ("a:9092,b:9092", "kafka://a:9092,b:9092"),
-    "RABBITMQ_URL": ("kafka+ssl://a:9093", "kafka+ssl://a:9093"),
+    "RABBITMQ_URL": ("amqps://u:p@a/v", "amqps://u:p@a/v"),
     "STORE_URL": ("mongodb://h/db", "mongodb://h/db"),
     "MONGODB_URL": ("mongodb+srv://h/db", "mongodb+srv://h/db"),
     "SIGNAL_URL": ("kafka://a:9092", "kafka://a:9092"),

@@ -19,6 +19,7 @@ from travelrec.wire import SIGNALS_TOPIC, TOPICS
 if TYPE_CHECKING:
     from travelrec.adapters.kafka import KafkaBroker
     from travelrec.adapters.mongo import MongoStore
+    from travelrec.adapters.rabbitmq import RabbitBroker
     from travelrec.adapters.sqlite import SqliteStore
 
 # ruff: noqa: PLC0415 - an adapter that is not used is not imported, and need not be installed
@@ -180,9 +181,12 @@ async def _broker(settings: Settings, url: str) -> AsyncIterator[Broker]:
         from travelrec.adapters.memory import MemoryBroker
 
         yield MemoryBroker()
-        return
-    async with _kafka(settings, url) as kafka:
-        yield kafka
+    elif url.startswith("amqp"):
+        async with _rabbitmq(settings, url) as rabbitmq:
+            yield rabbitmq
+    else:
+        async with _kafka(settings, url) as kafka:
+            yield kafka
 
 
 @asynccontextmanager
@@ -203,6 +207,18 @@ async def _kafka(settings: Settings, url: str) -> AsyncIterator[KafkaBroker]:
 
 
 @asynccontextmanager
+async def _rabbitmq(settings: Settings, url: str) -> AsyncIterator[RabbitBroker]:
+    try:
+        from travelrec.adapters.rabbitmq import RabbitBroker
+    except ImportError as error:
+        raise _missing("BROKER_URL", url.partition("://")[0], "rabbitmq") from error
+    async with RabbitBroker.opened(
+        url, prefetch=settings.worker_concurrency, timeout_s=settings.neighbour_timeout_s
+    ) as rabbitmq:
+        yield rabbitmq
+
+
+@asynccontextmanager
 async def _signals(settings: Settings, broker: Broker) -> AsyncIterator[Signals]:
     url = settings.signal_url or settings.broker_url
     if url.startswith("memory:"):
@@ -210,21 +226,32 @@ async def _signals(settings: Settings, broker: Broker) -> AsyncIterator[Signals]
 
         yield MemorySignals()
         return
-    from travelrec.adapters.kafka import KafkaBroker, KafkaSignals
-
     async with AsyncExitStack() as stack:
         if url != settings.broker_url:
             broker = await stack.enter_async_context(_broker(settings, url))
-        if not isinstance(broker, KafkaBroker):
-            raise BadSetting("SIGNAL_URL: this broker can't carry signals")
-        yield KafkaSignals(broker, SIGNALS_TOPIC)
+        match broker.system:
+            case "kafka":
+                from travelrec.adapters.kafka import KafkaBroker, KafkaSignals
+
+                assert isinstance(broker, KafkaBroker)  # noqa: S101 - which has that name
+                yield KafkaSignals(broker, SIGNALS_TOPIC)
+            case "rabbitmq":
+                from travelrec.adapters.rabbitmq import RabbitBroker, RabbitSignals
+
+                assert isinstance(broker, RabbitBroker)  # noqa: S101 - which has that name
+                yield RabbitSignals(broker, SIGNALS_TOPIC)
+            case _:
+                raise BadSetting("SIGNAL_URL: this broker can't carry signals")
 
 
 async def make_topics(settings: Settings) -> list[tuple[str, str]]:
     """Makes our topics; says by name what was done. Raises `BrokerUnavailable`, or `BadSetting` where none can be."""
     scheme = settings.broker_url.partition("://")[0]
+    if scheme.startswith("amqp"):
+        async with _rabbitmq(settings, settings.broker_url) as rabbitmq:
+            return await rabbitmq.make_topics([topic for topic in TOPICS if topic.name != SIGNALS_TOPIC])
     if not scheme.startswith("kafka"):
-        raise BadSetting(f"BROKER_URL: {scheme}:// has no topics to make; this is for kafka://…")
+        raise BadSetting(f"BROKER_URL: {scheme}:// has no topics to make; this is for kafka://… and amqp://…")
     async with _kafka(settings, settings.broker_url) as kafka:
         return await kafka.make_topics(TOPICS)
 

@@ -22,9 +22,9 @@ from travelrec.errors import BadSetting
 from travelrec.prices import Price, parse_prices, price_of
 
 _SCHEMES = {
-    "broker_url": ("memory", "kafka", "kafka+ssl"),
+    "broker_url": ("memory", "kafka", "kafka+ssl", "amqp", "amqps"),
     "store_url": ("sqlite", "mongodb", "mongodb+srv", "memory"),
-    "signal_url": ("memory", "kafka", "kafka+ssl"),
+    "signal_url": ("memory", "kafka", "kafka+ssl", "amqp", "amqps"),
 }
 
 
@@ -45,7 +45,7 @@ class Settings(BaseSettings):
     broker_url: Annotated[str, BeforeValidator(_kafka_url)] = Field(
         "memory://",
         validation_alias=AliasChoices("BROKER_URL", "KAFKA_BOOTSTRAP_SERVERS", "RABBITMQ_URL"),
-        description="Where jobs are dispatched: memory:// (one process), kafka://host:9092,…",
+        description="Where jobs are dispatched: memory:// (one process), kafka://host:9092,…, amqp://user:password@host",
         repr=False,
     )
     store_url: str = Field(

@@ -12,7 +12,18 @@ import sys
 
 import structlog
 
-_QUIET = ("aiokafka", "pymongo", "openai", "httpx", "httpx2", "asyncio", "aiohttp.access", "uvicorn.error")
+_QUIET = (
+    "aio_pika",
+    "aiokafka",
+    "aiormq",
+    "pymongo",
+    "openai",
+    "httpx",
+    "httpx2",
+    "asyncio",
+    "aiohttp.access",
+    "uvicorn.error",
+)
 _ENCODER = json.JSONEncoder(ensure_ascii=False, default=repr)
 
 

@@ -49,11 +49,12 @@ class Topic:
 
     name: str
     retention_s: float
+    groups: tuple[str, ...] = ()  # all that will ever read it, where they are known
 
 
 TOPICS = (
-    Topic(JOBS_TOPIC, 7 * 86400.0),
-    Topic(PREDICTIONS_TOPIC, 7 * 86400.0),
+    Topic(JOBS_TOPIC, 7 * 86400.0, (JOBS_TOPIC,)),
+    Topic(PREDICTIONS_TOPIC, 7 * 86400.0, (PREDICTIONS_TOPIC,)),
     Topic(dead_letter_topic(JOBS_TOPIC), 30 * 86400.0),
     Topic(dead_letter_topic(PREDICTIONS_TOPIC), 30 * 86400.0),
     Topic(SIGNALS_TOPIC, 3600.0),

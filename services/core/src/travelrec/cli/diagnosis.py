@@ -19,7 +19,7 @@ from travelrec.connect import Parts, opened_models, opened_parts
 from travelrec.errors import BadKey, ModelError, NoQuota, RateLimited, Unavailable
 from travelrec.ports import Backlog, Group, ModelServer
 from travelrec.settings import Settings
-from travelrec.wire import JOBS_GROUP, JOBS_TOPIC
+from travelrec.wire import JOB_TOPICS
 
 Answer = TypeVar("Answer")
 
@@ -27,7 +27,15 @@ OLD_S = 300.0  # a job that has waited so long is trouble
 _LATELY_S = 3600.0
 _MANY = 100_000
 _SLACK_S = 2.0  # for an adapter to say itself that its time is over
-_PORTS = {"mongodb": 27017, "kafka": 9092, "kafka+ssl": 9092, "http": 80, "https": 443}
+_PORTS = {
+    "mongodb": 27017,
+    "kafka": 9092,
+    "kafka+ssl": 9092,
+    "amqp": 5672,
+    "amqps": 5671,
+    "http": 80,
+    "https": 443,
+}
 
 
 class State(StrEnum):
@@ -87,7 +95,10 @@ async def _of_store(parts: Parts, settings: Settings) -> tuple[Finding, Backlog 
 async def _of_broker(parts: Parts, settings: Settings) -> tuple[Finding, Group | None]:
     try:
         await _in_time(parts.broker.ping(), settings)
-        group = await _in_time(parts.broker.group(JOBS_TOPIC, JOBS_GROUP), settings)
+        groups = [await _in_time(parts.broker.group(topic, topic), settings) for topic in JOB_TOPICS]
+        group = Group(
+            min(each.members for each in groups), {n: sum(each.lag.values()) for n, each in enumerate(groups)}
+        )
     except (Unavailable, TimeoutError) as error:
         effect = "Requests are accepted, and are processed once it is back."
         return _away("broker", settings.broker_url, error, effect), None
