@@ -82,5 +82,5 @@ def test_a_broker_without_topics_is_a_bad_setting(run):
     code, _, err = run(BROKER_URL="memory://")
     assert (code, err) == (
         2,
-        "travelrec: BROKER_URL: memory:// has no topics to make; this is for kafka://…\n",
+        "travelrec: BROKER_URL: memory:// has no topics to make; this is for kafka://… and amqp://…\n",
     )

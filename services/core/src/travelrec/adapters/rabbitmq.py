@@ -174,22 +174,54 @@ class RabbitBroker:
     @asynccontextmanager
     async def reader(self, exchange: str) -> AsyncIterator[AsyncIterator[bytes]]:
         """What is sent to `exchange` from now on, until the connection is lost."""
-        async with AsyncExitStack() as stack:
+        connection, heard = await self._listening(exchange)
+        try:
+            yield (message.body async for message in _until_none(heard))
+        finally:
+            await _closed(connection, self._timeout_s)
+
+    @asynccontextmanager
+    async def tail(self, topic: str) -> AsyncIterator[AsyncIterator[Message]]:
+        """See `ports.Broker`."""
+
+        async def begin() -> tuple[AbstractConnection, asyncio.Queue[DeliveredMessage | None]]:
             async with asyncio.timeout(self._timeout_s):
-                connection = await self._connected("signals")
-                stack.push_async_callback(_closed, connection, self._timeout_s)
+                await self._ensure(topic)
+            return await self._listening(topic)
+
+        async def messages() -> AsyncIterator[Message]:
+            async for message in _until_none(heard):
+                yield _incoming(message)
+            raise BrokerUnavailable("RabbitMQ: the connection was lost")
+
+        connection, heard = await _retried(begin, f"reading {topic}")
+        try:
+            yield messages()
+        finally:
+            await _closed(connection, self._timeout_s)
+
+    async def _listening(
+        self, exchange: str
+    ) -> tuple[AbstractConnection, asyncio.Queue[DeliveredMessage | None]]:
+        """A queue of its own is bound to `exchange` for as long as the connection stands; None says that it is lost."""
+        heard: asyncio.Queue[DeliveredMessage | None] = asyncio.Queue()
+
+        async def hear(message: DeliveredMessage) -> None:
+            heard.put_nowait(message)
+
+        async with asyncio.timeout(self._timeout_s):
+            connection = await self._connected(exchange)
+            try:
                 channel = await connection.channel(publisher_confirms=False)
                 await _declare_exchange(channel, exchange)
                 queue = await channel.declare_queue(exclusive=True, arguments={"x-max-length": _UNHEARD})
                 await queue.bind(exchange)
-                heard: asyncio.Queue[bytes | None] = asyncio.Queue()
-
-                async def hear(message: DeliveredMessage) -> None:
-                    heard.put_nowait(message.body)
-
                 channel.close_callbacks.add(lambda *_: heard.put_nowait(None))
                 await (await channel.get_underlay_channel()).basic_consume(queue.name, hear, no_ack=True)
-            yield _until_none(heard)
+            except BaseException:
+                await _closed(connection, 1.0)
+                raise
+        return connection, heard
 
     # --- topics and groups ---------------------------------------------------------------------------
 
@@ -539,7 +571,7 @@ async def _tell(hear: Callable[[Sequence[Signal]], Awaitable[None] | None], valu
         await answer
 
 
-async def _until_none(queue: asyncio.Queue[bytes | None]) -> AsyncIterator[bytes]:
+async def _until_none(queue: asyncio.Queue[DeliveredMessage | None]) -> AsyncIterator[DeliveredMessage]:
     while (value := await queue.get()) is not None:
         yield value
 
