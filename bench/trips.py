@@ -13,7 +13,7 @@ from travelrec.adapters.registry import HttpRegistry
 from travelrec.trips.codec import Codec
 
 TRIPS = int(os.environ.get("TRIPS", "20000"))
-WINDOW_S = 45.0
+WINDOW_S = float(os.environ.get("WINDOW", "120"))  # longer than all of it takes
 
 
 async def _through(kill_every_s: float, seed: int, replicas: int = 2) -> Row:
@@ -21,7 +21,7 @@ async def _through(kill_every_s: float, seed: int, replicas: int = 2) -> Row:
         async with HttpRegistry.opened(registry.url, timeout_s=30.0) as client:
             load = await made_load(Codec(client), TRIPS, repeats=0.05, missing=0.01, garbage=0.001, seed=seed)
         fire = Fire(kafka.address, f"{mongo.url}trips", registry.url, replicas=replicas, window_s=WINDOW_S)
-        done = await fire.through(load, kill_every_s=kill_every_s, timeout_s=220.0)
+        done = await fire.through(load, kill_every_s=kill_every_s, timeout_s=450.0)
     name = (
         f"one of {replicas} killed every {kill_every_s:g} s"
         if kill_every_s < 1000

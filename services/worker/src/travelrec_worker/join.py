@@ -56,7 +56,7 @@ class Join:
         self._ended = False
         self._dead_letters = metrics.DEAD_LETTERS.labels(DEAD_LETTERS_TOPIC)
         self._closed = {what: metrics.TRIPS_CLOSED.labels(what) for what in ("joined", "incomplete", "late")}
-        self._parts: Batcher[Part, None] = Batcher(self._join_all, max_items=1500, max_in_flight=2, grow=300)
+        self._parts: Batcher[Part, None] = Batcher(self._join_all, max_items=500, max_in_flight=2, grow=150)
         self._rejects: Batcher[Message, None] = Batcher(self._reject_all, max_in_flight=1)
 
     async def handle(self, stream: Stream, delivery: Delivery) -> None:
