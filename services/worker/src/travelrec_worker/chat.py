@@ -10,7 +10,7 @@ import structlog
 from opentelemetry.trace import SpanKind
 
 from travelrec import metrics, tracing
-from travelrec.chat.message import UNAVAILABLE, Entry, Reply, Said, plain
+from travelrec.chat.message import UNAVAILABLE, Entry, Reply, Said, notes_of, plain
 from travelrec.chat.ports import ChatHistory
 from travelrec.chat.prompt import CONTEXT_ENTRIES, conversation
 from travelrec.chat.wire import decode_said, encode_reply
@@ -81,10 +81,10 @@ class Chat:
         delivery.acknowledge()
 
     async def _is_answered(self, said: Said) -> bool:
-        if any(reply.to.id == said.id for reply in self._latest.get(said.userid, ())):
+        if any(reply.note in notes_of(said) for reply in self._latest.get(said.userid, ())):
             return True
         try:
-            return await self._history.answered(said.userid, said.id)
+            return await self._history.answered(said)
         except Unavailable as error:
             log.warning("repeats are not known", error=str(error))
             return False

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
-from travelrec.chat.message import Entry, Reply
+from travelrec.chat.message import Entry, Reply, Said, notes_of
 
 
 class MemoryChatHistory:
@@ -22,7 +22,7 @@ class MemoryChatHistory:
     async def append(self, reply: Reply) -> bool:
         """See `chat.ports.ChatHistory`."""
         said = reply.to
-        key = (said.userid, said.id)
+        key = (said.userid, reply.note)
         added = key not in self._answered
         if added:
             self._answered.add(key)
@@ -36,9 +36,9 @@ class MemoryChatHistory:
             ring(said.userid)
         return added
 
-    async def answered(self, userid: str, message: str) -> bool:
+    async def answered(self, said: Said) -> bool:
         """See `chat.ports.ChatHistory`."""
-        return (userid, message) in self._answered
+        return any((said.userid, note) in self._answered for note in notes_of(said))
 
     async def after(self, userid: str, since: str, limit: int) -> Sequence[Entry]:
         """See `chat.ports.ChatHistory`."""

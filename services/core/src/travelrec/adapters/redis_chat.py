@@ -19,7 +19,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from travelrec.chat.message import Entry, Reply
+from travelrec.chat.message import Entry, Reply, Said, notes_of
 from travelrec.errors import HistoryUnavailable
 
 log = structlog.get_logger(__name__)
@@ -83,15 +83,15 @@ class RedisChatHistory:
         texts = [json.dumps(record, ensure_ascii=False) for record in records]
         async with self._answering():
             added = await self._append(
-                keys=[_stream(said.userid), _note(said.userid, said.id)],
+                keys=[_stream(said.userid), _note(said.userid, reply.note)],
                 args=[self._ttl_s, self._limit, _BELL + said.userid, *texts],
             )
         return bool(added)
 
-    async def answered(self, userid: str, message: str) -> bool:
+    async def answered(self, said: Said) -> bool:
         """See `chat.ports.ChatHistory`."""
         async with self._answering():
-            return bool(await self._redis.exists(_note(userid, message)))
+            return bool(await self._redis.exists(*(_note(said.userid, note) for note in notes_of(said))))
 
     async def after(self, userid: str, since: str, limit: int) -> Sequence[Entry]:
         """See `chat.ports.ChatHistory`."""
@@ -161,8 +161,8 @@ def _stream(userid: str) -> str:
     return f"travelrec:chat:{{{userid}}}:stream"
 
 
-def _note(userid: str, message: str) -> str:
-    return f"travelrec:chat:{{{userid}}}:answered:{message}"
+def _note(userid: str, note: str) -> str:
+    return f"travelrec:chat:{{{userid}}}:answered:{note}"
 
 
 def _entries(found: Any) -> list[Entry]:

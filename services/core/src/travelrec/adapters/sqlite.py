@@ -67,10 +67,11 @@ _MIGRATIONS = (
         kind TEXT NOT NULL,
         content TEXT NOT NULL,
         at REAL NOT NULL,
-        message TEXT NOT NULL
+        message TEXT NOT NULL,
+        note TEXT
     );
     CREATE UNIQUE INDEX chats_by_user ON chats (userid, id);
-    CREATE UNIQUE INDEX chats_by_message ON chats (userid, message, kind = 'message');
+    CREATE UNIQUE INDEX chats_by_note ON chats (userid, note);
     """,
 )
 

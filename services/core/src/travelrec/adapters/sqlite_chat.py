@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 
 from travelrec.adapters.sqlite import SqliteStore
-from travelrec.chat.message import Entry, Reply
+from travelrec.chat.message import Entry, Reply, Said, notes_of
 
 _ID = re.compile(r"[0-9]{1,18}")
 _COLUMNS = "id, kind, content, at, message"
@@ -27,13 +27,13 @@ class SqliteChatHistory:
         said = reply.to
 
         def work(db: sqlite3.Connection) -> bool:
-            if _is_answered(db, said.userid, said.id):
+            if _stands(db, said.userid, [reply.note]):
                 return False
             db.executemany(
-                "INSERT INTO chats (userid, kind, content, at, message) VALUES (?, ?, ?, ?, ?)",
+                "INSERT INTO chats (userid, kind, content, at, message, note) VALUES (?, ?, ?, ?, ?, ?)",
                 [
-                    (said.userid, "message", said.content, said.at, said.id),
-                    (said.userid, reply.kind, reply.content, reply.at, said.id),
+                    (said.userid, "message", said.content, said.at, said.id, None),
+                    (said.userid, reply.kind, reply.content, reply.at, said.id, reply.note),
                 ],
             )
             db.execute(
@@ -48,9 +48,9 @@ class SqliteChatHistory:
             ring(said.userid)
         return added
 
-    async def answered(self, userid: str, message: str) -> bool:
+    async def answered(self, said: Said) -> bool:
         """See `chat.ports.ChatHistory`."""
-        return await self._file.read(lambda db: _is_answered(db, userid, message))
+        return await self._file.read(lambda db: _stands(db, said.userid, notes_of(said)))
 
     async def after(self, userid: str, since: str, limit: int) -> Sequence[Entry]:
         """See `chat.ports.ChatHistory`."""
@@ -77,9 +77,9 @@ class SqliteChatHistory:
         await self._file.ping()
 
 
-def _is_answered(db: sqlite3.Connection, userid: str, message: str) -> bool:
-    query = "SELECT 1 FROM chats WHERE userid = ? AND message = ? AND (kind = 'message') = 0"
-    return db.execute(query, (userid, message)).fetchone() is not None
+def _stands(db: sqlite3.Connection, userid: str, notes: Iterable[str]) -> bool:
+    query = "SELECT 1 FROM chats WHERE userid = ? AND note = ?"
+    return any(db.execute(query, (userid, note)).fetchone() is not None for note in notes)
 
 
 def _entries(db: sqlite3.Connection, query: str, *values: object) -> list[Entry]:

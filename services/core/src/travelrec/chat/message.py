@@ -29,6 +29,18 @@ class Said:
     at: float
 
 
+def notes_of(said: Said) -> tuple[str, str]:
+    """The notes one of which stands if nothing is left to be done for `said`.
+
+    A message that failed may be sent again with the same id: it is then another sending.
+    """
+    return said.id, _failure(said)
+
+
+def _failure(said: Said) -> str:
+    return f"{said.id}@{said.at!r}"
+
+
 @dataclass(frozen=True, slots=True)
 class Reply:
     """What is answered to `to`; one that `failed` has an error for the user as its content."""
@@ -42,6 +54,11 @@ class Reply:
     def kind(self) -> Literal["response", "error"]:
         """What it is in a history."""
         return "error" if self.failed else "response"
+
+    @property
+    def note(self) -> str:
+        """What the history notes for good: that the message is answered, or that this sending of it is not."""
+        return _failure(self.to) if self.failed else self.to.id
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,18 +6,18 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
-from travelrec.chat.message import Entry, Reply
+from travelrec.chat.message import Entry, Reply, Said
 
 
 class ChatHistory(Protocol):
     """What was said and answered, a bounded list for each user, and a doorbell that rings when one grows."""
 
     async def append(self, reply: Reply) -> bool:
-        """Adds a message and its reply in one go, unless that message has one; then rings. Whether it was added."""
+        """Adds a message and its reply in one go, unless its note stands; then rings. Whether it was added."""
         ...
 
-    async def answered(self, userid: str, message: str) -> bool:
-        """Whether a reply to the message of this id was appended."""
+    async def answered(self, said: Said) -> bool:
+        """Whether a reply to this message was appended; one that failed counts for this sending of it alone."""
         ...
 
     async def after(self, userid: str, since: str, limit: int) -> Sequence[Entry]:
