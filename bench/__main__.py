@@ -3,7 +3,10 @@
 import importlib
 import sys
 
-NAMES = ("accept", "dispatch", "drain", "telemetry", "submissions", "polling", "trips", "schedulers")
+NAMES = (
+    *("accept", "dispatch", "drain", "engine", "long", "poison", "limit", "memory", "telemetry"),
+    *("submissions", "polling", "trips", "schedulers"),
+)
 
 
 def main() -> None:

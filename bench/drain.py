@@ -28,7 +28,7 @@ from travelrec.kinds.recommendation.run import run as recommend
 from travelrec.wire import JOBS_TOPIC, SIGNALS_TOPIC, encode_job
 
 
-def _jobs(count: int, now: float) -> list[Job]:
+def made(count: int, now: float) -> list[Job]:
     """Jobs of as many different keys."""
     return [
         Job(new_uid(), "recommendation", {"country": new_uid(), "season": "winter"}, now, due_at=now + 3600)
@@ -36,8 +36,8 @@ def _jobs(count: int, now: float) -> list[Job]:
     ]
 
 
-async def _accepted(store: MongoStore, count: int) -> list[Job]:
-    jobs = _jobs(count, time.time())
+async def accepted(store: MongoStore, count: int) -> list[Job]:
+    jobs = made(count, time.time())
     for start in range(0, count, 200):
         await store.accept(jobs[start : start + 200], time.time())
     return jobs
@@ -86,7 +86,7 @@ async def _worker(
         process = psutil.Process(worker.pid)
         finished = 0
         for size in (2 * concurrency, count):  # the first round warms everything up
-            jobs = await _accepted(store, size)
+            jobs = await accepted(store, size)
             await asyncio.sleep(1.0)  # let the servers finish writing before the clock runs
             finished += size
             cpu, began = sum(process.cpu_times()[:2]), time.time()
@@ -112,7 +112,7 @@ async def _plain(
             PlainPipeline.opened(kafka.address, topic, mongo.url, "bench", model, concurrency)
         )
         for size in (2 * concurrency, count):
-            jobs = await _accepted(store, size)
+            jobs = await accepted(store, size)
             await asyncio.sleep(1.0)
             messages = [encode_job(job) for job in jobs]
             cpu, began = time.process_time(), time.time()
@@ -128,7 +128,7 @@ async def _bare(count: int, concurrency: int, model_url: str) -> tuple[float, fl
         api_key="x", base_url=model_url, model="m", connections=concurrency
     ) as model:
         for size in (2 * concurrency, count):
-            places = iter(_jobs(size, 0.0))
+            places = iter(made(size, 0.0))
 
             async def one(places: "object" = places) -> None:
                 for job in places:  # type: ignore[attr-defined]

@@ -214,7 +214,7 @@ def test_a_fault_that_is_not_there_is_refused(text: str) -> None:
 
 def ran(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [TRAVELREC, "chaos", *arguments], capture_output=True, text=True, timeout=110, check=False
+        [TRAVELREC, "chaos", *arguments], capture_output=True, text=True, timeout=170, check=False
     )
 
 
@@ -226,13 +226,17 @@ def test_bad_usage_is_one_line() -> None:
         assert arguments[1] in done.stderr
 
 
+@pytest.mark.timeout(180)
 @pytest.mark.real("kafka", "mongo")
 def test_a_short_run_finds_nothing() -> None:
-    """Kills, restarts, store and broker away, a bad network: nothing is lost, done twice or mixed up."""
+    """Kills, restarts, store and broker away, a bad network: nothing is lost, done twice or mixed up.
+
+    Leases are long, so that a busy machine which stands still for some seconds is not taken for a fault of ours.
+    """
     faults = "kill,kill-worker,term,rebalance,store-freeze:2@3,broker-slow:2@6,store-cut:1@9,broker-kill:1@12"
     done = ran(
         *("--jobs", "400", "--clients", "40", "--workers", "2", "--latency", "0.2", "--seconds", "15"),
-        *("--faults", faults, "--every", "3", "--seed", "1", "--set", "JOB_LEASE=6", "--json"),
+        *("--faults", faults, "--every", "3", "--seed", "1", "--set", "JOB_LEASE=15", "--json"),
     )
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(done.stdout)
@@ -244,6 +248,7 @@ def test_a_short_run_finds_nothing() -> None:
     assert "seed 1:" in done.stderr
 
 
+@pytest.mark.timeout(180)
 @pytest.mark.real("kafka", "mongo")
 def test_a_run_that_finds_something_fails() -> None:
     """Jobs that fail because they are given no time: the run names that, shows some, and exits with 1."""
