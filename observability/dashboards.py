@@ -509,7 +509,52 @@ TRIPS = Dashboard(
     ),
 )
 
-DASHBOARDS = (OVERVIEW, WORKER, MODEL, KAFKA, TASKS, TRIPS)
+CHAT = Dashboard(
+    "travelrec-chat",
+    "Travelrec: chat",
+    "Conversations: connections, messages taken over, their answers, and how long these take.",
+    (
+        (
+            "Now",
+            (
+                _now("Connections", "sum(travelrec_chat_connections)"),
+                _now(
+                    "Messages", _rate("travelrec_chat_messages_total", labels='outcome="accepted"'), "reqps"
+                ),
+                _now(
+                    "Not answered in an hour",
+                    'sum(increase(travelrec_chat_replies_total{outcome="failed"}[1h]))',
+                ),
+                _now(
+                    "Handshakes refused in an hour",
+                    "sum(increase(travelrec_chat_refused_total[1h]))",
+                ),
+            ),
+        ),
+        (
+            "Conversation",
+            (
+                Panel(
+                    "In and out",
+                    {
+                        "{{outcome}}": _rate("travelrec_chat_messages_total", "outcome"),
+                        "reply, {{outcome}}": _rate("travelrec_chat_replies_total", "outcome"),
+                        "over the limit": _rate("travelrec_chat_limited_total"),
+                    },
+                    "reqps",
+                ),
+                Panel("From message to answer", _quantiles("travelrec_chat_seconds"), "s"),
+                Panel(
+                    "Repeats that were dropped",
+                    {"{{role}}": _rate("travelrec_chat_repeats_total", "role")},
+                    "ops",
+                ),
+            ),
+        ),
+    ),
+)
+
+DASHBOARDS = (OVERVIEW, WORKER, MODEL, KAFKA, TASKS, TRIPS, CHAT)
 
 
 def rendered(board: Dashboard) -> str:
