@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
+import sys
 from collections import Counter
 from contextlib import suppress
 from enum import StrEnum
@@ -13,6 +15,9 @@ import aiohttp
 import typer
 from rich.console import Console
 from rich.table import Table
+
+from travelrec.errors import BadSetting, Undecodable
+from travelrec.settings import Settings, read_settings
 
 # ruff: noqa: PLC0415 - APScheduler is imported when a schedule is run
 
@@ -78,3 +83,35 @@ async def _scheduled(scheduler: str, rate: float, for_s: float, overlap: int, ur
         table.add_row(name, value)
     Console().print(table)
     return 0 if made else 1
+
+
+@app.command()
+def tail(
+    count: Annotated[int, typer.Option(min=0, help="End after so many; 0: with Ctrl-C.")] = 0,
+) -> None:
+    """Prints the joined trips of the broker as they come, decoded, a line of JSON each."""
+    settings = read_settings()
+    if settings.broker_url.startswith("memory:"):
+        raise BadSetting(
+            "BROKER_URL: memory:// is inside one process; this reads from a broker, as kafka://…"
+        )
+    with suppress(KeyboardInterrupt):
+        asyncio.run(_tailed(settings, count))
+
+
+async def _tailed(settings: Settings, count: int) -> None:
+    from travelrec.connect import opened_parts
+    from travelrec.trips.codec import Codec
+    from travelrec.trips.entities import JOINED
+
+    seen = 0
+    async with opened_parts(settings) as parts, parts.broker.tail(JOINED.topic) as joined:
+        codec = Codec(parts.registry)
+        async for message in joined:
+            try:
+                print(json.dumps(await codec.decode(JOINED, message.value), ensure_ascii=False), flush=True)  # noqa: T201 - this is the command line
+            except Undecodable as error:
+                print(f"travelrec: not shown: {error}", file=sys.stderr)  # noqa: T201 - as above
+            seen += 1
+            if seen == count:
+                return
