@@ -162,7 +162,7 @@ async def test_healthz_asks_nobody():
 async def test_readyz_names_each_dependency(api):
     """200 with every state by name when all is well."""
     answer = await api.get("/readyz")
-    states = {"store": "ok", "broker": "ok", "signals": "ok"}
+    states = {"store": "ok", "broker": "ok", "signals": "ok", "chat": "ok"}
     assert (answer.status, answer.json) == (200, {"status": "ok", "dependencies": states})
 
 
@@ -275,6 +275,9 @@ async def test_openapi_describes_every_route_and_answer(api):
         ("delete", "/api/tasks/{id}"): {"204", "404", "503"},
         ("post", "/predict"): {"200", "202", "413", "422", "502", "503", "504"},
         ("get", "/predict/{prediction_id}"): {"200", "400", "404", "502", "503"},
+        ("get", "/chat/{userid}/messages"): {"200", "403", "422", "503"},
+        ("post", "/api/generate-trip"): {"201", "413", "503"},
+        ("post", "/api/generate-multiple-trips"): {"201", "413", "422", "503"},
         ("get", "/healthz"): {"200"},
         ("get", "/readyz"): {"200", "503"},
         ("get", "/metrics"): {"200"},

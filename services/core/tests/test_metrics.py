@@ -17,7 +17,7 @@ def test_every_metric_says_what_it_is(metric: MetricWrapperBase) -> None:
     """A name of ours, a meaning that is a sentence, and labels that name no job, request or caller."""
     assert metric._name.startswith("travelrec_")
     assert re.fullmatch(r"[A-Z][^\n]+\.", metric._documentation)
-    known = {"method", "route", "status", "kind", "outcome", "reason", "at", "topic", "partition"}
+    known = {"method", "route", "status", "kind", "outcome", "reason", "at", "topic", "partition", "role"}
     assert set(metric._labelnames) <= known | {"model", "direction", "provider", "dependency"}
 
 
