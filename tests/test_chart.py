@@ -16,8 +16,10 @@ from yaml import CSafeLoader
 from support.chart_tools import folder, tool
 from travelrec.errors import BadSetting
 from travelrec.settings import Settings, read_settings
-from travelrec.wire import JOBS_GROUP, JOBS_TOPIC
+from travelrec.trips.entities import SOURCES
+from travelrec.wire import INCOMING_GROUP, INCOMING_TOPIC, JOB_TOPICS, RESPONSES_GROUP, RESPONSES_TOPIC
 from travelrec_worker.app import ROLES
+from travelrec_worker.join import group_of
 
 ROOT = Path(__file__).parents[1]
 CHART = ROOT / "charts" / "travelrec"
@@ -33,6 +35,7 @@ EVERYTHING = (
     *("--set", "monitoring.serviceMonitor.enabled=true,monitoring.podMonitor.enabled=true"),
     *("--set", "monitoring.rules.enabled=true,monitoring.dashboards.enabled=true"),
     *("--set", "api.autoscaling.inFlight.metric=in_flight,workers.jobs.scaling.minReplicas=0"),
+    *("--set", "workers.chat.enabled=true,workers.relay.enabled=true,workers.join.enabled=true"),
     *("--set", "api.httpRoute.enabled=true,api.httpRoute.parentRefs[0].name=gateway"),
     *("--set", "tasks.enabled=true,settings.TASKS_PROVIDER_URL=https://tasks.example"),
 )
@@ -116,8 +119,13 @@ def test_values_name_what_there_is() -> None:
         assert set(values["settings"]) <= names
         for worker in values["workers"].values():
             assert set(worker.get("roles", ROLES)) <= set(ROLES)
-    jobs = yaml.safe_load((CHART / "values.yaml").read_text())["workers"]["jobs"]
-    assert (jobs["topic"], jobs["group"]) == (JOBS_TOPIC, JOBS_GROUP)
+    workers = yaml.safe_load((CHART / "values.yaml").read_text())["workers"]
+    assert {name: worker["consumes"] for name, worker in workers.items()} == {
+        "jobs": {topic: topic for topic in JOB_TOPICS},
+        "chat": {INCOMING_TOPIC: INCOMING_GROUP},
+        "relay": {RESPONSES_TOPIC: RESPONSES_GROUP},
+        "join": {stream.topic: group_of(stream) for stream in SOURCES},
+    }
 
 
 def test_every_value_is_in_the_schema() -> None:
@@ -224,9 +232,22 @@ class TestRendered:
             f"workers.jobs.scaling.typicalJobSeconds={job_s},workers.jobs.scaling.drainSeconds={drain_s}"
         )
         manifests = rendered(*MINE, "--set", f"workers.jobs.concurrency={concurrency},{scaling}")
-        (trigger,) = one(manifests, "ScaledObject", "travelrec-worker-jobs")["spec"]["triggers"]
-        assert trigger["metadata"]["lagThreshold"] == threshold
-        assert trigger["metadata"]["bootstrapServers"] == "k1:9092,k2:9092"
+        triggers = one(manifests, "ScaledObject", "travelrec-worker-jobs")["spec"]["triggers"]
+        assert [trigger["metadata"]["topic"] for trigger in triggers] == list(JOB_TOPICS)
+        for trigger in triggers:
+            assert trigger["metadata"]["lagThreshold"] == threshold
+            assert trigger["metadata"]["bootstrapServers"] == "k1:9092,k2:9092"
+
+    def test_every_role_can_have_workers(self) -> None:
+        """Each kind of worker that is enabled has its pods, its scaler and its policy; the others have nothing."""
+        roles = ("chat", "relay", "join")
+        enabled = ",".join(f"workers.{role}.enabled=true" for role in roles)
+        for values, expected in ((MINE, {"jobs"}), ((*MINE, "--set", enabled), {"jobs", *roles})):
+            for kind in ("Deployment", "ScaledObject", "PodDisruptionBudget", "NetworkPolicy"):
+                names = {m["metadata"]["name"] for m in rendered(*values) if m["kind"] == kind}
+                assert {name for name in names if "-worker-" in name} == {
+                    f"travelrec-worker-{role}" for role in expected
+                }, kind
 
     def test_scaling_to_zero_asks_the_store_too(self) -> None:
         """With a minimum of 0 a pending job that is in no topic keeps a worker, or brings one back."""
@@ -235,7 +256,7 @@ class TestRendered:
             "ScaledObject",
             "travelrec-worker-jobs",
         )
-        kafka, mongo = scaled["spec"]["triggers"]
+        kafka, _, mongo = scaled["spec"]["triggers"]
         assert kafka["metadata"]["activationLagThreshold"] == "0"
         assert kafka["metadata"]["offsetResetPolicy"] == "earliest"
         assert mongo["type"] == "mongodb"
