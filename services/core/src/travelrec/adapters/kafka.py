@@ -26,8 +26,11 @@ from aiokafka import (
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from aiokafka.errors import (
     CommitFailedError,
+    GroupCoordinatorNotAvailableError,
+    GroupLoadInProgressError,
     IllegalStateError,
     KafkaError,
+    NotCoordinatorForGroupError,
     TopicAlreadyExistsError,
     for_code,
 )
@@ -43,6 +46,7 @@ _COMMIT_EVERY_S = 0.1
 _COMMIT_AGAIN_S = 1.0  # after one that failed: what is not noted looks like a backlog to the sweepers
 _BATCH_BYTES = 512 * 1024
 _PEEK_BYTES = 4096
+_COORDINATOR_S = 0.1  # between questions for a group's coordinator
 _ASSIGN_S = 0.5  # what a take waits for a rebalance
 _READY_S = 2.0  # to begin to listen, where the broker is there
 _SPREAD = 16  # messages that share a batch before the next partition gets its turn
@@ -163,7 +167,7 @@ class KafkaBroker:
         """See `ports.Broker`."""
         with _translated(BrokerUnavailable):
             async with asyncio.timeout(self._timeout_s), self._admin() as admin:
-                committed = await admin.list_consumer_group_offsets(group)
+                committed = await _committed(admin, group)
                 async with self._looking_at(topic, committed) as (consumer, heads, ends):
                     return await _oldest(consumer, {p: at for p, at in heads.items() if at < ends[p]})
 
@@ -171,7 +175,7 @@ class KafkaBroker:
         """See `ports.Broker`."""
         with _translated(BrokerUnavailable):
             async with asyncio.timeout(self._timeout_s), self._admin() as admin:
-                committed = await admin.list_consumer_group_offsets(group)
+                committed = await _committed(admin, group)
                 (described,) = await admin.describe_consumer_groups([group])
                 members = described.to_object()["groups"][0]["members"]
                 async with self._looking_at(topic, committed) as (_, heads, ends):
@@ -498,6 +502,19 @@ async def _oldest(consumer: AIOKafkaConsumer, heads: dict[TopicPartition, int]) 
 def _settings_of(topic: str) -> dict[str, str]:
     known = next((t for t in TOPICS if t.name == topic), None)
     return {} if known is None else {"retention.ms": str(int(known.retention_s * 1000))}
+
+
+async def _committed(admin: AIOKafkaAdminClient, group: str) -> Mapping[TopicPartition, OffsetAndMetadata]:
+    """What `group` has committed; a server that never had a group makes the place for offsets when first asked."""
+    while True:
+        try:
+            offsets: Mapping[TopicPartition, OffsetAndMetadata] = await admin.list_consumer_group_offsets(
+                group
+            )
+        except (GroupCoordinatorNotAvailableError, GroupLoadInProgressError, NotCoordinatorForGroupError):
+            await asyncio.sleep(_COORDINATOR_S)
+        else:
+            return offsets
 
 
 async def _retried(call: Callable[[], Awaitable[object]], doing: str) -> None:
