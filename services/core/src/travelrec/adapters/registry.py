@@ -79,15 +79,16 @@ class HttpRegistry:
     async def _hold_backward(self, subject: str) -> None:
         """So that the registry refuses as well, whoever asks; a level that holds as much is left as it is."""
         place = f"/config/{quote(subject, safe='')}"
-        status, found = await self._ask("GET", place)
-        if isinstance(found, dict) and found.get("compatibilityLevel") in _LEVELS:
-            return
-        status, found = await self._ask("PUT", place, {"compatibility": "BACKWARD"})
-        if status not in (
-            HTTPStatus.OK,
-            HTTPStatus.NOT_FOUND,
-        ):  # a registry may know no subject before its schema
-            raise self._odd(status, found)
+        for _ in range(_TRIES):
+            status, found = await self._ask("GET", place)
+            if isinstance(found, dict) and found.get("compatibilityLevel") in _LEVELS:
+                return
+            status, found = await self._ask("PUT", place, {"compatibility": "BACKWARD"})
+            if status in (HTTPStatus.OK, HTTPStatus.NOT_FOUND):  # it may know no subject before its schema
+                return
+            if status != HTTPStatus.CONFLICT:  # else another was faster
+                break
+        raise self._odd(status, found)
 
     async def schema(self, number: int) -> str:
         """See `trips.ports.Registry`."""
