@@ -405,6 +405,7 @@ async def test_a_full_process_refuses(user: str) -> None:
     async with running_api(chat_connections=1) as api:
         async with talking(api, user):
             assert (await refusal(api, token="x", userid=user)).status == 503
+            assert (await refusal(api, token="", userid=user)).status == 403
 
         async def free() -> bool:
             async with api.http.ws_connect(f"{api.url}/ws", params={"token": "x", "userid": user}):
@@ -417,6 +418,19 @@ async def test_a_full_process_refuses(user: str) -> None:
                 return False
 
         await eventually(comes_free)
+
+
+async def test_many_that_come_at_once_find_the_ceiling(user: str) -> None:
+    """Of a burst of handshakes as many are taken as there are places."""
+    async with running_api(chat_connections=3) as api:
+        query = {"token": "x", "userid": user}
+        asked = [api.http.ws_connect(f"{api.url}/ws", params=query) for _ in range(20)]
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        taken = [each for each in answers if isinstance(each, aiohttp.ClientWebSocketResponse)]
+        refused = [each.status for each in answers if isinstance(each, aiohttp.WSServerHandshakeError)]
+        assert (len(taken), refused) == (3, [503] * 17)
+        for connection in taken:
+            await connection.close()
 
 
 async def test_a_process_that_ends_says_so(user: str) -> None:

@@ -164,22 +164,24 @@ async def talk(socket: WebSocket) -> None:
     chats: Chats | None = socket.app.state.parts.chats
     query = socket.query_params
     userid = query.get("userid", "")
+    if chats is not None:
+        admitted = chats.admits(query.get("token", ""), userid)
+        if not admitted or not chats.admits_origin(socket.headers.get("origin")):
+            metrics.CHAT_REFUSED.inc()
+            await socket.send_denial_response(_forbidden(named))
+            return
     if chats is None or chats.full or chats.stopping.is_set():
         await socket.send_denial_response(_unavailable(named))
         return
-    admitted = chats.admits(query.get("token", ""), userid)
-    if not admitted or not chats.admits_origin(socket.headers.get("origin")):
-        metrics.CHAT_REFUSED.inc()
-        await socket.send_denial_response(_forbidden(named))
-        return
-    try:
-        position = query.get("since") or await _end(chats.history, userid)
-    except Unavailable:
-        await socket.send_denial_response(_unavailable(named))
-        return
-    await socket.accept(headers=[(b"x-request-id", request_id.encode())])
-    log.info("chat opened", request_id=request_id)
-    code = await _Connection(socket, chats, userid, position, request_id).run()
+    with chats.place():
+        try:
+            position = query.get("since") or await _end(chats.history, userid)
+        except Unavailable:
+            await socket.send_denial_response(_unavailable(named))
+            return
+        await socket.accept(headers=[(b"x-request-id", request_id.encode())])
+        log.info("chat opened", request_id=request_id)
+        code = await _Connection(socket, chats, userid, position, request_id).run()
     if code is not None:
         try:
             async with asyncio.timeout(_AWAY_S):

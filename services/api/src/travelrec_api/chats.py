@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from travelrec import metrics
 from travelrec.chat.ports import ChatHistory, RateLimit
@@ -50,8 +52,6 @@ class Chats:
     def enter(self, userid: str, bell: asyncio.Event) -> None:
         """A connection of `userid` is there."""
         self._bells.setdefault(userid, set()).add(bell)
-        self.open += 1
-        metrics.CHAT_CONNECTIONS.set(self.open)
 
     def leave(self, userid: str, bell: asyncio.Event) -> None:
         """It has gone."""
@@ -59,5 +59,14 @@ class Chats:
         bells.discard(bell)
         if not bells:
             del self._bells[userid]
-        self.open -= 1
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """One of the places for connections, from the handshake on."""
+        self.open += 1
         metrics.CHAT_CONNECTIONS.set(self.open)
+        try:
+            yield
+        finally:
+            self.open -= 1
+            metrics.CHAT_CONNECTIONS.set(self.open)
