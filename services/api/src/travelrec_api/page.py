@@ -48,11 +48,11 @@ class Asset:
 
 
 def add_page(app: FastAPI, *, offline_model: bool) -> None:
-    """Add `/`, `/tasks`, `/static/…`, `/countries.json` and `/docs` to `app`, made with `docs_url=None`."""
+    """Add `/`, `/chat`, `/tasks`, `/static/…`, `/countries.json` and `/docs` to `app`, made with `docs_url=None`."""
     assets = _read_assets()
     version = hashlib.sha256(b"".join(asset.body for asset in assets.values())).hexdigest()[:16]
     statics = _versioned(assets, version)
-    html, tasks_html = statics.pop("index.html"), statics.pop("tasks.html")
+    html, chat_html, tasks_html = (statics.pop(name) for name in ("index.html", "chat.html", "tasks.html"))
     page = html.body.replace(
         _OFFLINE_META.format("false").encode(), _OFFLINE_META.format(str(offline_model).lower()).encode()
     )
@@ -60,6 +60,9 @@ def add_page(app: FastAPI, *, offline_model: bool) -> None:
 
     async def index(request: Request) -> Response:
         return _answer(request, Asset(page, html.media_type), {"Content-Security-Policy": _PAGE_POLICY})
+
+    async def chat(request: Request) -> Response:
+        return _answer(request, chat_html, {"Content-Security-Policy": _PAGE_POLICY})
 
     async def tasks(request: Request) -> Response:
         return _answer(request, tasks_html, {"Content-Security-Policy": _PAGE_POLICY})
@@ -92,6 +95,7 @@ def add_page(app: FastAPI, *, offline_model: bool) -> None:
 
     routes = {
         "/": index,
+        "/chat": chat,
         "/tasks": tasks,
         "/static/{name}": static,
         "/countries.json": country_names,
