@@ -12,7 +12,7 @@ from travelrec.adapters.memory_trips import MemoryTripStore
 from travelrec.adapters.sqlite import SqliteStore
 from travelrec.adapters.sqlite_trips import SqliteTripStore
 from travelrec.job import new_uid
-from travelrec.trips.joining import NAMES, Part, Waiting
+from travelrec.trips.joining import NAMES, Part, Waiting, token_of
 from travelrec.trips.ports import TripStore
 
 NOW = 1_700_000_000.0
@@ -117,6 +117,24 @@ async def test_what_is_not_published_is_due_again(trips: TripStore) -> None:
     assert due.joins
     await trips.close([due], LEASED, KEPT)
     assert await trips.take_due("late", LEASED + 30, LEASED + 40, 10) == []
+
+
+async def test_what_a_dead_worker_holds_is_released_by_its_name(trips: TripStore) -> None:
+    """It is due at once, also what it had taken as due; what another holds, what waits for records and what is
+    published stays as it is."""
+    taken_by = {"mine": "pod-1", "published": "pod-1", "longer": "pod-10", "other": "pod-2"}
+    for trip_id, worker in taken_by.items():
+        ready = await add(trips, *whole(trip_id), token=token_of(worker, new_uid()))
+        if trip_id == "published":
+            await trips.close(ready, NOW, KEPT)
+    await add(trips, *whole("nameless"))
+    await add(trips, part("open", "trip"))
+    await add(trips, part("swept", "trip"), now=NOW - 100)
+    await trips.take_due(token_of("pod-1", new_uid()), NOW, LEASED, 10)
+    assert await trips.release("pod-1", NOW, LEASED - 1) == 0
+    assert await trips.release("pod-1", NOW + 1, LEASED) == 2
+    due = await trips.take_due("t", NOW + 1, LEASED + 20, 10)
+    assert {trip.trip_id: trip.joins for trip in due} == {"mine": True, "swept": False}
 
 
 async def test_incomplete_trips_are_due_after_their_time(trips: TripStore) -> None:

@@ -327,3 +327,21 @@ async def test_a_worker_that_ends_in_the_middle_leaves_the_rest_to_the_next(worl
         await eventually(lambda: len(world.broker.published.get(JOINED.topic, ())) == 10, 20)
         await world.acknowledged()
     assert by_id(await world.records(JOINED)) == by_id([joined(each) for each in made])
+
+
+async def test_a_worker_publishes_at_once_what_its_dead_namesake_held(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without waiting for a lease, here of an hour, to run out."""
+    monkeypatch.setattr(joins, "_LEASE_S", 3600.0)
+    world.settings = world.settings.model_copy(update={"metrics_port": 9})
+    made = made_up("namesake", 10)
+    world.broker.away = {JOINED.topic}
+    async with world.joining():
+        await world.send(*(world.message(stream, each) for each in made for stream in SOURCES))
+        await eventually(lambda: world.broker.refused > 1, 20)
+    world.broker.away = set()
+    async with world.joining():
+        await eventually(lambda: len(world.broker.published.get(JOINED.topic, ())) == 10, 20)
+        await world.acknowledged()
+    assert by_id(await world.records(JOINED)) == by_id([joined(each) for each in made])

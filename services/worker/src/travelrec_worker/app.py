@@ -199,8 +199,14 @@ async def _join(
     settings: Settings, parts: Parts, gate: Gate, progress: Progress
 ) -> AsyncIterator[list[Engine]]:
     join = Join(
-        parts.trips, parts.broker, Codec(parts.registry), progress, window_s=settings.trips_join_window_s
+        parts.trips,
+        parts.broker,
+        Codec(parts.registry),
+        progress,
+        window_s=settings.trips_join_window_s,
+        worker=settings.worker_name,
     )
+    await join.inherit()  # METRICS_PORT is ours: nobody of our name lives
     intake = asyncio.Event()
     intake.set()
     engines = [

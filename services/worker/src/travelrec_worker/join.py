@@ -1,8 +1,9 @@
 """The role `join`: of the records of three streams one of each trip, whatever their order, the gaps and the repeats.
 
 A record is acknowledged once it stands in the store, and if it completes its trip, once that is published. Who adds
-the last record of a trip has it under a lease; what a dead worker held is published when the lease has run out. What
-is published stands under the trip's id as its key, and is the same whoever publishes it.
+the last record of a trip has it under a lease; what a dead worker held is published once its successor of the same
+name has started, or else when the lease has run out. What is published stands under the trip's id as its key, and is
+the same whoever publishes it.
 """
 
 from __future__ import annotations
@@ -45,13 +46,21 @@ class Join:
     """Handles the records of all three streams; concurrent ones share their writes and their publishes."""
 
     def __init__(
-        self, trips: TripStore, broker: Broker, codec: Codec, progress: Progress, *, window_s: float
+        self,
+        trips: TripStore,
+        broker: Broker,
+        codec: Codec,
+        progress: Progress,
+        *,
+        window_s: float,
+        worker: str | None = None,
     ) -> None:
         self._trips = trips
         self._broker = broker
         self._codec = codec
         self._progress = progress
         self._window_s = window_s
+        self._worker = worker
         self._keep_s = _REMEMBERED_S + window_s
         self._ended = False
         self._dead_letters = metrics.DEAD_LETTERS.labels(DEAD_LETTERS_TOPIC)
@@ -84,7 +93,7 @@ class Join:
 
     async def _join_all(self, parts: list[Part]) -> list[None]:
         """Keeps `parts`, and publishes the trips that they complete."""
-        token = new_uid()
+        token = joining.token_of(self._worker, new_uid())
         while True:
             now = time.time()
             try:
@@ -140,6 +149,23 @@ class Join:
         self._dead_letters.inc(len(messages))
         return [None] * len(messages)
 
+    async def inherit(self) -> None:
+        """Makes due what a dead worker of this one's name has left leased, before this one leases any.
+
+        When the store can't be reached now those leases are left to run out.
+        """
+        if self._worker is None:
+            return
+        now = time.time()
+        try:
+            with self._progress.calling("releasing trips", calls=1):
+                left = await self._trips.release(self._worker, now, now + _LEASE_S)
+        except Unavailable as error:
+            log.warning("trips not released", worker=self._worker, error=str(error))
+        else:
+            if left:
+                log.info("trips of a dead worker released", worker=self._worker, trips=left)
+
     async def end(self) -> None:
         """Returns when no batch is on its way: one that waits for what is away is left to another worker."""
         self._ended = True
@@ -170,7 +196,8 @@ class Join:
     async def _publish_due(self) -> int:
         now = time.time()
         with self._progress.calling("taking due trips", calls=3):
-            due = await self._trips.take_due(new_uid(), now, now + _LEASE_S, _AT_A_TIME)
+            token = joining.token_of(self._worker, new_uid())
+            due = await self._trips.take_due(token, now, now + _LEASE_S, _AT_A_TIME)
         if due:
             log.info("trips due", trips=len(due), whole=sum(trip.joins for trip in due))
             await self._publish(due)

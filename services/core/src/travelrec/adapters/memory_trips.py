@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 
 from travelrec.trips import joining
 from travelrec.trips.joining import Part, Waiting
@@ -34,6 +35,12 @@ class MemoryTripStore:
         taken = [joining.leased(t, token, until) for t in sorted(late, key=lambda t: t.due_at or 0.0)[:limit]]
         self.trips.update((trip.trip_id, trip) for trip in taken)
         return taken
+
+    async def release(self, worker: str, now: float, until: float) -> int:
+        """See `trips.ports.TripStore`."""
+        left = [trip for trip in self.trips.values() if joining.releasable(trip, worker, until)]
+        self.trips.update((trip.trip_id, replace(trip, due_at=now)) for trip in left)
+        return len(left)
 
     async def close(self, trips: Sequence[Waiting], now: float, keep_until: float) -> None:
         """See `trips.ports.TripStore`."""

@@ -75,6 +75,15 @@ class MongoTripStore:
         won = {record["_id"] for record in found if record.get("token") == token}
         return [trip for trip in mine if trip.trip_id in won]
 
+    async def release(self, worker: str, now: float, until: float) -> int:
+        """See `trips.ports.TripStore`."""
+        of_worker = joining.token_of(worker, "")
+        after = of_worker[:-1] + chr(ord(of_worker[-1]) + 1)
+        held = {"due_at": {"$lte": until}, "token": {"$gte": of_worker, "$lt": after}}
+        with translated():
+            done = await self._trips.update_many(held, {"$set": {"due_at": now}})
+        return int(done.matched_count)
+
     async def close(self, trips: Sequence[Waiting], now: float, keep_until: float) -> None:
         """See `trips.ports.TripStore`."""
         joined = [trip.trip_id for trip in trips if trip.joins]

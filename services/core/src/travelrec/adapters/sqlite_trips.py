@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Sequence
+from dataclasses import replace
 
 from travelrec.adapters.sqlite import SqliteStore
 from travelrec.adapters.trip_records import trip_from_record, trip_to_record
@@ -46,6 +47,17 @@ class SqliteTripStore:
             taken = [joining.leased(_trip(id_, record), token, until) for id_, record in late]
             _put(db, taken)
             return taken
+
+        return await self._file.write(work)
+
+    async def release(self, worker: str, now: float, until: float) -> int:
+        """See `trips.ports.TripStore`."""
+
+        def work(db: sqlite3.Connection) -> int:
+            due = db.execute("SELECT id, record FROM trips WHERE due_at <= ?", (until,)).fetchall()
+            left = [trip for row in due if joining.releasable(trip := _trip(*row), worker, until)]
+            _put(db, [replace(trip, due_at=now) for trip in left])
+            return len(left)
 
         return await self._file.write(work)
 

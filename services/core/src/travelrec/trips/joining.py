@@ -81,6 +81,17 @@ def leased(trip: Waiting, token: str, until: float) -> Waiting:
     return replace(trip, token=token, due_at=until)
 
 
+def token_of(worker: str | None, uid: str) -> str:
+    """The token `uid` of a call of `worker`, which may have no name; the store finds it by that name."""
+    return uid if worker is None else f"{worker}/{uid}"
+
+
+def releasable(trip: Waiting, worker: str, until: float) -> bool:
+    """Whether `worker`, under whatever token, has leased it until `until` at most, and not published it."""
+    leased_by_worker = trip.token is not None and trip.token.startswith(token_of(worker, ""))
+    return leased_by_worker and trip.due_at is not None and trip.due_at <= until
+
+
 def closed(trip: Waiting, standing: Waiting, now: float, keep_until: float) -> Waiting:
     """`standing`, once `trip` was published as it was taken: known until `keep_until`.
 

@@ -49,6 +49,13 @@ class TripStore(Protocol):
         """Leases up to `limit` trips that are due; of racing callers one gets each."""
         ...
 
+    async def release(self, worker: str, now: float, until: float) -> int:
+        """Makes due at `now` what `worker` has leased until `until` at most (`joining.releasable`); answers how much.
+
+        For the successor of a dead worker of that name.
+        """
+        ...
+
     async def close(self, trips: Sequence[Waiting], now: float, keep_until: float) -> None:
         """Notes that `trips` were published as they are here (see `joining.closed`)."""
         ...
