@@ -102,7 +102,7 @@ function take(entries) {
   const isFirst = position === null;
   const newest = said.at(-1)?.id;
   said = entries;
-  position ??= entries.at(-1)?.id ?? "";
+  position ??= entries.at(-1)?.id ?? "0"; // which is before all
   if (!isFirst) {
     const heard = entries.slice(entries.findIndex(({ id }) => id === newest) + 1);
     const answers = heard.filter(({ type }) => type === "response");
