@@ -1,10 +1,11 @@
 """What a deployment of two APIs of two processes and two workers says of itself, on real servers, under load."""
 
 import asyncio
+import itertools
 import json
 import subprocess
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,18 +13,23 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
-from support import Kafka, Mongo, Prometheus, eventually
+from support import Kafka, Mongo, Process, Prometheus, Redis, eventually, free_port, unique_name
 from support.deployment import COMMAND, PLACES, Asked, Client, Deployment, Load, client_of, together, url_of
 from support.scrapes import Scrape, scrape, total
 from support.series import Recording, configuration, query
 from travelrec.fake_openai import FakeSettings
 from travelrec.kinds.recommendation.places import find_country
 
-pytestmark = [pytest.mark.asyncio, pytest.mark.real("kafka", "mongo", "prometheus"), pytest.mark.timeout(180)]
+pytestmark = [
+    pytest.mark.asyncio,
+    pytest.mark.real("kafka", "mongo", "redis", "prometheus"),
+    pytest.mark.timeout(180),
+]
 
 MODEL_AT_EASE = {**FakeSettings().as_dict(), "faults": {}}
 FINISHED = "travelrec_jobs_finished_total"
 DASHBOARDS = sorted((Path(__file__).parents[1] / "observability" / "grafana" / "dashboards").glob("*.json"))
+OTHER_DOORS = {"travelrec-tasks", "travelrec-trips", "travelrec-chat"}
 # while a store is away callers are refused as well, which has its own alert
 OUTAGES = {
     "provider": ("TravelrecBreakerOpen", ""),
@@ -165,10 +171,10 @@ def start_prometheus(
     return lambda: new_prometheus(config=configuration(targets))
 
 
-def panel_queries() -> dict[str, str]:
-    """Every query of every committed dashboard, as Grafana would ask it of a Prometheus that scrapes every second."""
+def panel_queries(boards: Iterable[Path]) -> dict[str, str]:
+    """Every query of committed dashboards, as Grafana would ask it of a Prometheus that scrapes every second."""
     queries = {}
-    for path in DASHBOARDS:
+    for path in boards:
         for panel in json.loads(path.read_text())["panels"]:
             for target in panel.get("targets", ()):
                 expr = target["expr"].replace("$__rate_interval", "30s").replace("$instance", ".*")
@@ -179,28 +185,99 @@ def panel_queries() -> dict[str, str]:
 async def test_every_panel_shows_data(
     deployment: Deployment, client: Client, start_prometheus: Callable[[], Prometheus]
 ) -> None:
-    """Each query of each dashboard gives numbers on a Prometheus that scrapes the services under load."""
+    """Each query of the jobs' dashboards gives numbers on a Prometheus that scrapes the services under load."""
     prometheus = await asyncio.to_thread(start_prometheus)
     faults = {"500": 0.05, "refusal": 0.05, "429": 0.02, "wrong-schema": 0.02}
     await client.model(faults=faults, latency_s=0.3, latency_jitter=0.5, retry_after_s=0.2)
     load = Load()
     loading = asyncio.create_task(client.accept_many(load, clients=4, pause_s=0.2))
-    missing = panel_queries()
-    assert len(missing) > 60
+    try:
+        await all_shown(prometheus, [path for path in DASHBOARDS if path.stem not in OTHER_DOORS])
+    finally:
+        load.stopping = True
+        await loading
+
+
+async def all_shown(prometheus: Prometheus, boards: Sequence[Path]) -> None:
+    """Returns when each query of these dashboards has given a number."""
+    missing = panel_queries(boards)
+    assert len(missing) > 10 * len(boards) - 10
     async with aiohttp.ClientSession() as http:
 
-        async def all_shown() -> bool:
+        async def shown() -> bool:
             for name, expr in list(missing.items()):
                 if any(value == value for value in await query(http, prometheus, expr)):  # noqa: PLR0124 - NaN is not
                     del missing[name]
             assert not missing, f"{len(missing)} without data: {list(missing)}"
             return True
 
-        try:
-            await eventually(all_shown, 90, "data in every panel")
-        finally:
-            load.stopping = True
-            await loading
+        await eventually(shown, 90, "data in every panel")
+
+
+async def test_every_panel_of_the_other_doors_shows_data(
+    running: Deployment,
+    redis_server: Redis,
+    new_process: Callable[..., Process],
+    new_prometheus: Callable[..., Prometheus],
+) -> None:
+    """So does each of the dashboards of tasks, trips and chats, while there are some."""
+    await running.healthy()
+    port = free_port()
+    third_party = new_process([*COMMAND, "fake-tasks", "--port", str(port), "--work", "1"])
+    await third_party.wait_for_http(f"http://127.0.0.1:{port}/healthz")
+    deployment = Deployment(
+        running.kafka,
+        running.mongo,
+        apis=1,
+        workers=1,
+        REDIS_URL=redis_server.url,
+        TASKS_PROVIDER_URL=f"http://127.0.0.1:{port}",
+        TASKS_POLL_INTERVAL="1",
+    )
+    api, worker = deployment.apis[0], deployment.workers[0]
+    worker.command.extend(["submit", "poll", "join", "chat", "relay"])  # the jobs belong to the others
+    using: list[asyncio.Task[None]] = []
+    try:
+        await deployment.healthy()
+        targets = {
+            "travelrec-api": [url_of(api).removeprefix("http://")],
+            "travelrec-worker": [url_of(worker).removeprefix("http://")],
+        }
+        prometheus = await asyncio.to_thread(lambda: new_prometheus(config=configuration(targets)))
+        async with aiohttp.ClientSession() as http:
+            using = [
+                asyncio.create_task(use(http, url_of(api))),
+                asyncio.create_task(chat(http, url_of(api))),
+            ]
+            try:
+                await all_shown(prometheus, [path for path in DASHBOARDS if path.stem in OTHER_DOORS])
+            finally:
+                for task in using:
+                    task.cancel()
+                await asyncio.gather(*using, return_exceptions=True)
+    finally:
+        print(deployment.story())
+        deployment.close()
+
+
+async def use(http: aiohttp.ClientSession, url: str) -> None:
+    """Creates tasks and makes trips, until cancelled."""
+    for number in itertools.count():
+        async with http.post(f"{url}/api/tasks", json={"id": f"shown-{number}"}) as answer:
+            assert answer.status == 201
+        async with http.post(f"{url}/api/generate-trip") as answer:
+            assert answer.status == 201
+        await asyncio.sleep(0.3)
+
+
+async def chat(http: aiohttp.ClientSession, url: str) -> None:
+    """Says something again and again, until cancelled; what comes back is read."""
+    query = {"token": "any", "userid": unique_name("talker")}
+    async with http.ws_connect(f"{url}/ws", params=query) as socket:
+        while True:
+            await socket.send_json({"type": "message", "content": "Where to?", "userid": query["userid"]})
+            await socket.receive(timeout=30)
+            await asyncio.sleep(0.3)
 
 
 @pytest_asyncio.fixture

@@ -61,6 +61,8 @@ class Chat:
         self._retry = retry
         self._timeout_s = timeout_s
         self._latest: OrderedDict[str, list[Reply]] = OrderedDict()  # by user, the newest last
+        self._replies = {what: metrics.CHAT_REPLIES.labels(what) for what in ("answered", "failed")}
+        self._repeats = metrics.CHAT_REPEATS.labels("chat")
 
     async def handle(self, delivery: Delivery) -> None:
         """One message, from its taking to its reply."""
@@ -73,7 +75,7 @@ class Chat:
         with tracing.span("chat", message.headers, SpanKind.CONSUMER) as span:
             headers = {**message.headers, **tracing.carried(span)}
             if await self._is_answered(said):
-                metrics.CHAT_REPEATS.labels("chat").inc()
+                self._repeats.inc()
             else:
                 reply = await self._reply(said)
                 await self._publish(reply, headers)
@@ -96,10 +98,10 @@ class Chat:
             text = plain(await self._ask(said, before))
         except (ModelError, Shut, TimeoutError) as error:
             title = error.title if isinstance(error, ModelError) else "Model timeout"
-            metrics.CHAT_REPLIES.labels("failed").inc()
+            self._replies["failed"].inc()
             log.warning("message not answered", message=said.id, error=title)
             return Reply(said, UNAVAILABLE, time.time(), failed=True)
-        metrics.CHAT_REPLIES.labels("answered").inc()
+        self._replies["answered"].inc()
         log.info("message answered", message=said.id, seconds=round(time.monotonic() - began, 3))
         return Reply(said, text, time.time())
 

@@ -44,6 +44,7 @@ class Poller:
         self._lease_s = timeout_s + _LEASE_SLACK_S
         self._token = new_uid()
         self._due_at: float | None = None  # None: another polls
+        self._polls = {what: metrics.POLLS.labels(what) for what in ("ok", "failed")}
 
     async def run(self) -> None:
         """Polls when it is time, or waits for its turn, until cancelled."""
@@ -96,7 +97,7 @@ class Poller:
             call = self._third_party.rows()
             rows = await self._progress.within(self._timeout_s, "poll", "", call)
         except (ThirdPartyError, TimeoutError) as error:
-            metrics.POLLS.labels("failed").inc()
+            self._polls["failed"].inc()
             tracing.failed(span, type(error).__name__)
             log.warning("poll failed", error=str(error) or "The third party did not answer in time.")
             asked_s = error.retry_after_s if isinstance(error, ThirdPartyAway) else None
@@ -107,7 +108,7 @@ class Poller:
             reported = await self._tasks.report(rows.good)
         moved = sum(reported.moved.values())
         span.set_attributes({"travelrec.tasks.rows": len(rows.good), "travelrec.tasks.moved": moved})
-        metrics.POLLS.labels("ok").inc()
+        self._polls["ok"].inc()
         metrics.POLL_SECONDS.observe(time.perf_counter() - began)
         for outcome, count in (
             ("moved", moved),

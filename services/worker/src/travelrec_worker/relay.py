@@ -27,6 +27,7 @@ class Relay:
     def __init__(self, broker: Broker, history: ChatHistory) -> None:
         self._broker = broker
         self._history = history
+        self._repeats = metrics.CHAT_REPEATS.labels("relay")
 
     async def handle(self, delivery: Delivery) -> None:
         """One reply, however long the history is away."""
@@ -50,5 +51,5 @@ class Relay:
                 max(0.0, time.time() - reply.to.at), tracing.exemplar(message.headers)
             )
         else:
-            metrics.CHAT_REPEATS.labels("relay").inc()
+            self._repeats.inc()
         delivery.acknowledge()
