@@ -43,7 +43,7 @@ async def broker(request: pytest.FixtureRequest) -> AsyncIterator[Broker]:
         yield kafka
 
 
-@pytest_asyncio.fixture(params=BROKERS)
+@pytest_asyncio.fixture(params=[*BROKERS, pytest.param("redis", marks=pytest.mark.real("redis"))])
 async def signals(request: pytest.FixtureRequest) -> AsyncIterator[Signals]:
     if request.param == "memory":
         yield MemorySignals()
@@ -54,6 +54,13 @@ async def signals(request: pytest.FixtureRequest) -> AsyncIterator[Signals]:
         url = request.getfixturevalue("rabbitmq_server").url
         async with RabbitBroker.opened(url, timeout_s=10.0) as rabbit:
             yield RabbitSignals(rabbit, f"signals-{new_uid()}")
+        return
+    if request.param == "redis":
+        from travelrec.adapters.redis_signals import RedisSignals
+
+        url = request.getfixturevalue("redis_server").url
+        async with RedisSignals.opened(url, f"signals-{new_uid()}", timeout_s=10.0) as redis:
+            yield redis
         return
     from travelrec.adapters.kafka import KafkaBroker, KafkaSignals
 

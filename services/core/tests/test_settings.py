@@ -134,7 +134,7 @@ BAD = {
     "KAFKA_BOOTSTRAP_SERVERS": ["http://h:9092"],
     "STORE_URL": ["postgres://h/db", "sqlite://", "sqlite:///", "mongodb://", "file.db"],
     "MONGODB_URL": ["h/db"],
-    "SIGNAL_URL": ["redis", "mqtt://h", "kafka://"],
+    "SIGNAL_URL": ["redis", "mqtt://h", "kafka://", "redis://"],
     "MONGO_DRIVER": ["beanie"],
     "KAFKA_PARTITIONS": ["0", "10001", "1.5"],
     "NEIGHBOUR_TIMEOUT": ["0", "-1", "301", "nan", "soon"],

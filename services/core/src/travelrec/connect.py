@@ -226,6 +226,14 @@ async def _signals(settings: Settings, broker: Broker) -> AsyncIterator[Signals]
 
         yield MemorySignals()
         return
+    if url.startswith("redis"):
+        try:
+            from travelrec.adapters.redis_signals import RedisSignals
+        except ImportError as error:
+            raise _missing("SIGNAL_URL", "redis", "redis") from error
+        async with RedisSignals.opened(url, SIGNALS_TOPIC, timeout_s=settings.neighbour_timeout_s) as redis:
+            yield redis
+        return
     async with AsyncExitStack() as stack:
         if url != settings.broker_url:
             broker = await stack.enter_async_context(_broker(settings, url))

@@ -24,7 +24,7 @@ from travelrec.prices import Price, parse_prices, price_of
 _SCHEMES = {
     "broker_url": ("memory", "kafka", "kafka+ssl", "amqp", "amqps"),
     "store_url": ("sqlite", "mongodb", "mongodb+srv", "memory"),
-    "signal_url": ("memory", "kafka", "kafka+ssl", "amqp", "amqps"),
+    "signal_url": ("memory", "kafka", "kafka+ssl", "amqp", "amqps", "redis", "rediss"),
 }
 
 
@@ -57,7 +57,7 @@ class Settings(BaseSettings):
     signal_url: str = Field(
         "",
         validation_alias="SIGNAL_URL",
-        description="How API replicas hear of ended jobs; default: the broker",
+        description="How API replicas hear of ended jobs: redis://host:6379, or as BROKER_URL; default: the broker",
         repr=False,
     )
     mongo_driver: Literal["motor", "pymongo"] = Field(

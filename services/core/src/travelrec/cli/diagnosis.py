@@ -33,6 +33,8 @@ _PORTS = {
     "kafka+ssl": 9092,
     "amqp": 5672,
     "amqps": 5671,
+    "redis": 6379,
+    "rediss": 6379,
     "http": 80,
     "https": 443,
 }

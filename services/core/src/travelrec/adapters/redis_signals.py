@@ -1,0 +1,116 @@
+"""Signals over Redis: one channel that every listener hears whole, and that keeps nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+
+import structlog
+from redis.asyncio import Redis
+from redis.asyncio.client import PubSub
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from travelrec.errors import SignalUnavailable, Undecodable
+from travelrec.wire import Signal, decode_signals, encode_signals
+
+log = structlog.get_logger(__name__)
+
+_AWAY = (RedisError, OSError, TimeoutError)
+_HEAR_S = 2.0  # how long nothing may be heard before the connection is tried
+_AGAIN_S = 0.5
+_READY_S = 2.0
+
+
+class RedisSignals:
+    """See `ports.Signals`; made by `opened`."""
+
+    def __init__(self, redis: Redis, ears: Redis, channel: str, timeout_s: float) -> None:
+        self._redis = redis
+        self._ears = ears
+        self._channel = channel
+        self._timeout_s = timeout_s
+
+    @classmethod
+    @asynccontextmanager
+    async def opened(cls, url: str, channel: str, *, timeout_s: float = 5.0) -> AsyncIterator[RedisSignals]:
+        """Two clients, one of which listens; nothing is sent yet."""
+        never = Retry(NoBackoff(), 0)
+        redis = Redis.from_url(
+            url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, retry=never, max_connections=256
+        )
+        ears = Redis.from_url(url, socket_timeout=None, socket_connect_timeout=timeout_s, retry=never)
+        async with redis, ears:
+            yield cls(redis, ears, channel, timeout_s)
+
+    async def announce(self, signals: Sequence[Signal]) -> None:
+        """See `ports.Signals`."""
+        await self._answer(self._redis.publish(self._channel, encode_signals(signals)))
+
+    @asynccontextmanager
+    async def listen(self, hear: Callable[[Sequence[Signal]], Awaitable[None] | None]) -> AsyncIterator[None]:
+        """See `ports.Signals`. Does not wait for a Redis that is away; begins when it is back."""
+        task = asyncio.create_task(self._read(hear, ready := asyncio.Event()))
+        try:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(ready.wait(), _READY_S)
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def ping(self) -> None:
+        """See `ports.Signals`."""
+        await self._answer(self._redis.ping())
+
+    async def _answer(self, call: Awaitable[object]) -> None:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await call
+        except _AWAY as error:
+            raise SignalUnavailable(f"Redis: {error or 'no answer in time'}") from error
+
+    async def _read(
+        self, hear: Callable[[Sequence[Signal]], Awaitable[None] | None], ready: asyncio.Event
+    ) -> None:
+        while True:
+            try:
+                async with self._ears.pubsub() as ear:
+                    async with asyncio.timeout(self._timeout_s):
+                        await ear.subscribe(self._channel)
+                    async for value in self._heard(ear, ready):
+                        await _tell(hear, value)
+            except _AWAY as error:
+                log.warning("signals are not heard for now", error=str(error) or "no answer in time")
+                await asyncio.sleep(_AGAIN_S)
+
+    async def _heard(self, ear: PubSub, ready: asyncio.Event) -> AsyncIterator[bytes]:
+        """What comes; raises `TimeoutError` when a Redis that says nothing does not answer a ping either."""
+        asked = False
+        while True:
+            message = await ear.get_message(timeout=self._timeout_s if asked else _HEAR_S)
+            if message is None:
+                if asked:
+                    raise TimeoutError
+                async with asyncio.timeout(self._timeout_s):
+                    await ear.ping()
+                asked = True
+                continue
+            asked = False
+            if message["type"] == "subscribe":
+                ready.set()
+            elif message["type"] == "message":
+                yield message["data"]
+
+
+async def _tell(hear: Callable[[Sequence[Signal]], Awaitable[None] | None], value: bytes) -> None:
+    try:
+        answer = hear(decode_signals(value))
+    except Undecodable as error:
+        log.warning("a signal was skipped", error=str(error))
+        return
+    if inspect.isawaitable(answer):
+        await answer
