@@ -50,7 +50,7 @@ GOOD: dict[str, tuple[str, object]] = {
     "RABBITMQ_URL": ("amqps://u:p@a/v", "amqps://u:p@a/v"),
     "STORE_URL": ("mongodb://h/db", "mongodb://h/db"),
     "MONGODB_URL": ("mongodb+srv://h/db", "mongodb+srv://h/db"),
-    "SIGNAL_URL": ("kafka://a:9092", "kafka://a:9092"),
+    "SIGNAL_URL": ("rediss://u:p@h:6379/0", "rediss://u:p@h:6379/0"),
     "MONGO_DRIVER": ("pymongo", "pymongo"),
     "KAFKA_PARTITIONS": ("12", 12),
     "NEIGHBOUR_TIMEOUT": ("2.5", 2.5),

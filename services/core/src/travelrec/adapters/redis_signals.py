@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 
-import structlog
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 from redis.asyncio.retry import Retry
@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 from travelrec.errors import SignalUnavailable, Undecodable
 from travelrec.wire import Signal, decode_signals, encode_signals
 
-log = structlog.get_logger(__name__)
+log = logging.getLogger(__name__)
 
 _AWAY = (RedisError, OSError, TimeoutError)
 _HEAR_S = 2.0  # how long nothing may be heard before the connection is tried
@@ -71,7 +71,7 @@ class RedisSignals:
             async with asyncio.timeout(self._timeout_s):
                 await call
         except _AWAY as error:
-            raise SignalUnavailable(f"Redis: {error or 'no answer in time'}") from error
+            raise SignalUnavailable(f"Redis: {str(error) or 'no answer in time'}") from error
 
     async def _read(
         self, hear: Callable[[Sequence[Signal]], Awaitable[None] | None], ready: asyncio.Event
@@ -84,7 +84,7 @@ class RedisSignals:
                     async for value in self._heard(ear, ready):
                         await _tell(hear, value)
             except _AWAY as error:
-                log.warning("signals are not heard for now", error=str(error) or "no answer in time")
+                log.warning("signals are not heard for now: %s", str(error) or "no answer in time")
                 await asyncio.sleep(_AGAIN_S)
 
     async def _heard(self, ear: PubSub, ready: asyncio.Event) -> AsyncIterator[bytes]:
@@ -110,7 +110,7 @@ async def _tell(hear: Callable[[Sequence[Signal]], Awaitable[None] | None], valu
     try:
         answer = hear(decode_signals(value))
     except Undecodable as error:
-        log.warning("a signal was skipped", error=str(error))
+        log.warning("a signal was skipped: %s", error)
         return
     if inspect.isawaitable(answer):
         await answer
