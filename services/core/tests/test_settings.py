@@ -130,11 +130,11 @@ def test_an_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
 
 BAD = {
     "MODEL_PRICES": ["ours", "ours=1", "ours=-1/2"],
-    "BROKER_URL": ["mqtt://h", "kafka://", "://h"],
+    "BROKER_URL": ["mqtt://h", "kafka://", "amqp://h:port", "://h"],
     "KAFKA_BOOTSTRAP_SERVERS": ["http://h:9092"],
     "STORE_URL": ["postgres://h/db", "sqlite://", "sqlite:///", "mongodb://", "file.db"],
     "MONGODB_URL": ["h/db"],
-    "SIGNAL_URL": ["redis", "mqtt://h", "kafka://", "redis://"],
+    "SIGNAL_URL": ["redis", "mqtt://h", "kafka://", "redis://", "redis://h:port"],
     "MONGO_DRIVER": ["beanie"],
     "KAFKA_PARTITIONS": ["0", "10001", "1.5"],
     "NEIGHBOUR_TIMEOUT": ["0", "-1", "301", "nan", "soon"],
@@ -148,7 +148,7 @@ BAD = {
     "TASKS_RATE_LIMIT": ["0", "-1", "10001", "nan"],
     "TASKS_POLL_INTERVAL": ["0", "nan"],
     "TASKS_TIMEOUT": ["0", "301", "nan"],
-    "REDIS_URL": ["h:6379", "http://h"],
+    "REDIS_URL": ["h:6379", "http://h", "redis://h:99999"],
     "CHAT_RATE_LIMIT": ["0", "x"],
     "CHAT_CONNECTIONS": ["0"],
     "CHAT_HISTORY_LIMIT": ["9"],

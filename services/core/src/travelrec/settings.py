@@ -6,6 +6,7 @@ import os
 import socket
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import (
     AliasChoices,
@@ -33,6 +34,13 @@ def _kafka_url(value: object) -> object:
     if isinstance(value, str) and value and "://" not in value:
         return f"kafka://{value.strip()}"
     return value
+
+
+def _refuse_bad_port(url: str) -> None:
+    try:
+        urlsplit(url).port  # noqa: B018 - reading it is the test
+    except ValueError:
+        raise ValueError("the port is not a number up to 65535") from None
 
 
 class Settings(BaseSettings):
@@ -288,6 +296,8 @@ class Settings(BaseSettings):
             raise ValueError("sqlite:// needs a path: sqlite:///relative or sqlite:////absolute")
         if url and scheme != "memory" and not rest.strip("/"):
             raise ValueError(f"{scheme}:// needs a host")
+        if scheme in ("amqp", "amqps", "redis", "rediss"):
+            _refuse_bad_port(url)
         return url
 
     @field_validator(
@@ -304,6 +314,7 @@ class Settings(BaseSettings):
     def _redis(cls, url: str) -> str:
         if url and not url.startswith(("redis://", "rediss://")):
             raise ValueError("use redis:// or rediss://")
+        _refuse_bad_port(url)
         return url
 
     @field_validator("model_prices")

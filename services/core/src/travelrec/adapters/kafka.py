@@ -539,7 +539,7 @@ def _translated(to: type[Unavailable]) -> Iterator[None]:
     try:
         yield
     except (KafkaError, OSError, TimeoutError) as error:
-        raise to(f"Kafka: {error or 'no answer in time'}") from error
+        raise to(f"Kafka: {str(error) or 'no answer in time'}") from error
 
 
 async def _messages(consumer: AIOKafkaConsumer) -> AsyncIterator[Message]:

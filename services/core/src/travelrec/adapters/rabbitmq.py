@@ -681,7 +681,7 @@ def _translated(to: type[Unavailable]) -> Iterator[None]:
     except DeliveryError as error:  # refused, or taken by no queue
         raise to("RabbitMQ: a message was not taken") from error
     except _AWAY as error:
-        raise to(f"RabbitMQ: {error or 'no answer in time'}") from error
+        raise to(f"RabbitMQ: {str(error) or 'no answer in time'}") from error
 
 
 def _queue_of(topic: str, group: str) -> str:

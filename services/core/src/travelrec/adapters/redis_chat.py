@@ -154,7 +154,7 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except (RedisError, OSError, TimeoutError) as error:
-        raise HistoryUnavailable(f"Redis: {error or 'no answer in time'}") from error
+        raise HistoryUnavailable(f"Redis: {str(error) or 'no answer in time'}") from error
 
 
 def _stream(userid: str) -> str:
