@@ -57,7 +57,7 @@ def create_app(settings: Settings, parts: Parts | None = None) -> tuple[FastAPI,
             await stack.enter_async_context(opened.signals.listen(state.waiters.hear))
             if state.chats is not None:
                 await stack.enter_async_context(state.chats.history.listen(state.chats.ring))
-                if settings.chat_token_secret is None:
+                if parts is None and settings.chat_token_secret is None:
                     log.warning("any token opens a chat: CHAT_TOKEN_SECRET is not set")
             helpers = [
                 background.create_task(state.waiters.look_again()),

@@ -1,4 +1,4 @@
-"""What every route that takes or reads jobs has of its request: the caller's key, what travels on, and a note."""
+"""What routes that take or read jobs and tasks have of a request: the caller's key, what travels on, and a note."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def idempotency_key(request: Request, kind: str) -> str | None:
 
 
 def carried(request: Request) -> dict[str, str]:
-    """What travels with the job: the request's id and its span, or the caller's where no spans are made."""
+    """What travels with the job or task: the request's id and its span, or the caller's where no spans are made."""
     headers = {"request-id": request.scope["state"]["request_id"]}
     if tracing.on():
         trace: dict[str, str] = request.scope["state"]["trace"]

@@ -13,12 +13,13 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel
 from starlette.responses import Response
 
-from travelrec import metrics, tracing
+from travelrec import metrics
 from travelrec.errors import InvalidInput
 from travelrec.job import Json
 from travelrec.tasks import task as moves
 from travelrec.tasks.reading import is_text, read_id, read_json, read_status, read_text
 from travelrec.tasks.task import MAX_MESSAGE, MAX_TEXT, Change, Task, TaskStatus
+from travelrec_api.asked import carried
 from travelrec_api.problems import Problem, answer, invalid
 from travelrec_api.state import State
 
@@ -35,7 +36,6 @@ _EXISTS: dict[str, Json] = {
     "message": "There is a task with this id already. Choose another id, or PATCH or DELETE that one first.",
 }
 _STATUSES = ", ".join(f"`{status.value}`" for status in TaskStatus)
-_TRACE = ("traceparent", "tracestate")
 _Details: TypeAlias = list[tuple[str, str]]
 
 
@@ -142,7 +142,7 @@ async def create(request: Request) -> Response:
     if id_ is None or details:
         return invalid(details)
     task = moves.created(
-        id_, time.time(), status=status, error_message=message, group=group, headers=_headers(request)
+        id_, time.time(), status=status, error_message=message, group=group, headers=carried(request)
     )
     if not await state.creator.create(task):
         return answer(HTTPStatus.CONFLICT, _EXISTS)
@@ -339,16 +339,3 @@ def _limit(query: Mapping[str, str], details: _Details) -> int:
     if not 1 <= limit <= _MOST:
         details.append(("limit", f"limit: use a whole number from 1 to {_MOST}."))
     return limit
-
-
-def _headers(request: Request) -> dict[str, str]:
-    """What travels with the task: the request's id and its span, or the caller's where no spans are made."""
-    headers = {"request-id": request.scope["state"]["request_id"]}
-    if tracing.on():
-        trace: dict[str, str] = request.scope["state"]["trace"]
-        return headers | trace
-    for name in _TRACE:
-        value = request.headers.get(name)
-        if value is not None and len(value) <= 512:  # noqa: PLR2004 - W3C Trace Context's own limit
-            headers[name] = value
-    return headers

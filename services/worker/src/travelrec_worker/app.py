@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -20,6 +19,7 @@ from travelrec.kinds import kinds
 from travelrec.ports import Delivery, Model
 from travelrec.retry import RetryPolicy
 from travelrec.settings import Settings
+from travelrec.stopping import told_to_stop
 from travelrec.trips.codec import Codec
 from travelrec.trips.entities import SOURCES
 from travelrec.wire import (
@@ -340,11 +340,8 @@ async def work(settings: Settings, roles: Sequence[str]) -> None:
             "BROKER_URL, STORE_URL: memory:// and sqlite:// serve one process only; set kafka://… and mongodb://…,"
             " or use `travelrec serve`"
         )
-    stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for sign in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(sign, stopping.set)
     async with AsyncExitStack() as stack:
+        stopping = stack.enter_context(told_to_stop())
         stack.enter_context(tracing.exported("travelrec-worker"))
         models: Sequence[Model] = ()
         if _ASKING.intersection(roles):

@@ -8,12 +8,17 @@ each, which costs a tenth of sending them one by one.
 from __future__ import annotations
 
 import asyncio
-import inspect
 import itertools
 import logging
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    contextmanager,
+    suppress,
+)
 from typing import Any  # aiokafka ships no types
 
 from aiokafka import (
@@ -35,10 +40,11 @@ from aiokafka.errors import (
     for_code,
 )
 
-from travelrec.errors import BrokerUnavailable, SignalUnavailable, Unavailable, Undecodable
+from travelrec.adapters.hearing import Hear, listening, tell
+from travelrec.errors import BrokerUnavailable, SignalUnavailable, Unavailable
 from travelrec.offsets import Offsets
 from travelrec.ports import Group
-from travelrec.wire import TOPICS, Message, Signal, Topic, decode_signals, encode_signals
+from travelrec.wire import TOPICS, Message, Signal, Topic, encode_signals
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +54,6 @@ _BATCH_BYTES = 512 * 1024
 _PEEK_BYTES = 4096
 _COORDINATOR_S = 0.1  # between questions for a group's coordinator
 _ASSIGN_S = 0.5  # what a take waits for a rebalance
-_READY_S = 2.0  # to begin to listen, where the broker is there
 _SPREAD = 16  # messages that share a batch before the next partition gets its turn
 _NOWHERE = TopicPartition("", -1)
 
@@ -441,27 +446,17 @@ class KafkaSignals:
         except BrokerUnavailable as error:
             raise SignalUnavailable(str(error)) from error
 
-    @asynccontextmanager
-    async def listen(self, hear: Callable[[Sequence[Signal]], Awaitable[None] | None]) -> AsyncIterator[None]:
+    def listen(self, hear: Hear) -> AbstractAsyncContextManager[None]:
         """See `ports.Signals`. Does not wait for a broker that is away; begins when it is back."""
-        task = asyncio.create_task(self._read(hear, ready := asyncio.Event()))
-        try:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(ready.wait(), _READY_S)
-            yield
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        return listening(self._read, hear)
 
-    async def _read(
-        self, hear: Callable[[Sequence[Signal]], Awaitable[None] | None], ready: asyncio.Event
-    ) -> None:
+    async def _read(self, hear: Hear, ready: asyncio.Event) -> None:
         while True:
             try:
                 async with self._broker.reader(self._topic) as consumer:
                     ready.set()
                     async for record in consumer:
-                        await _tell(hear, record.value)
+                        await tell(hear, record.value)
             except KafkaError as error:
                 log.warning("signals are not heard for now: %s", error)
                 await asyncio.sleep(1.0)
@@ -472,16 +467,6 @@ class KafkaSignals:
             await self._broker.ping()
         except BrokerUnavailable as error:
             raise SignalUnavailable(str(error)) from error
-
-
-async def _tell(hear: Callable[[Sequence[Signal]], Awaitable[None] | None], value: bytes) -> None:
-    try:
-        answer = hear(decode_signals(value))
-    except Undecodable as error:
-        log.warning("a signal was skipped: %s", error)
-        return
-    if inspect.isawaitable(answer):
-        await answer
 
 
 async def _oldest(consumer: AIOKafkaConsumer, heads: dict[TopicPartition, int]) -> float | None:
@@ -523,7 +508,7 @@ async def _retried(call: Callable[[], Awaitable[object]], doing: str) -> None:
         try:
             await call()
         except (KafkaError, OSError, TimeoutError) as error:
-            log.warning("Kafka does not answer while %s; trying again: %s", doing, error or "time-out")
+            log.warning("Kafka does not answer while %s; trying again: %s", doing, str(error) or "time-out")
             await asyncio.sleep(min(5.0, 0.25 * 2 ** min(tried, 5)))
         else:
             return

@@ -9,13 +9,18 @@ that no message is published to nobody. Every connection is made anew when it is
 from __future__ import annotations
 
 import asyncio
-import inspect
 import itertools
 import logging
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    contextmanager,
+    suppress,
+)
 from typing import Any, TypeVar  # a header is whatever AMQP has
 
 import aio_pika
@@ -25,17 +30,17 @@ from aiormq import spec
 from aiormq.abc import AbstractChannel as UnderlayChannel
 from aiormq.abc import DeliveredMessage
 
-from travelrec.errors import BrokerUnavailable, SignalUnavailable, Unavailable, Undecodable
+from travelrec.adapters.hearing import Hear, listening, tell
+from travelrec.errors import BrokerUnavailable, SignalUnavailable, Unavailable
 from travelrec.job import new_uid
 from travelrec.ports import Group
-from travelrec.wire import TOPICS, Message, Signal, Topic, dead_letter_topic, decode_signals, encode_signals
+from travelrec.wire import TOPICS, Message, Signal, Topic, dead_letter_topic, encode_signals
 
 log = logging.getLogger(__name__)
 
 _HEARTBEAT_S = 15
 _ACKNOWLEDGE_EVERY_S = 0.02
 _DELIVERIES = 20  # of one message, to members that are lost or leave: then it is a dead letter
-_READY_S = 2.0  # to begin to listen, where the broker is there
 _READ_S = 5.0  # for the next message of a journal
 _COPIED = 500  # messages of a journal at a time
 _LOOKS = 20
@@ -527,30 +532,20 @@ class RabbitSignals:
         """See `ports.Signals`."""
         await self._broker.announce(self._exchange, Message(encode_signals(signals)))
 
-    @asynccontextmanager
-    async def listen(self, hear: Callable[[Sequence[Signal]], Awaitable[None] | None]) -> AsyncIterator[None]:
+    def listen(self, hear: Hear) -> AbstractAsyncContextManager[None]:
         """See `ports.Signals`. Does not wait for a broker that is away; begins when it is back."""
-        task = asyncio.create_task(self._read(hear, ready := asyncio.Event()))
-        try:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(ready.wait(), _READY_S)
-            yield
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        return listening(self._read, hear)
 
-    async def _read(
-        self, hear: Callable[[Sequence[Signal]], Awaitable[None] | None], ready: asyncio.Event
-    ) -> None:
+    async def _read(self, hear: Hear, ready: asyncio.Event) -> None:
         while True:
             try:
                 async with self._broker.reader(self._exchange) as messages:
                     ready.set()
                     async for value in messages:
-                        await _tell(hear, value)
+                        await tell(hear, value)
                 log.warning("signals are not heard for now: the connection was lost")
             except _AWAY as error:
-                log.warning("signals are not heard for now: %s", error or "no answer in time")
+                log.warning("signals are not heard for now: %s", str(error) or "no answer in time")
             await asyncio.sleep(1.0)
 
     async def ping(self) -> None:
@@ -559,16 +554,6 @@ class RabbitSignals:
             await self._broker.ping()
         except BrokerUnavailable as error:
             raise SignalUnavailable(str(error)) from error
-
-
-async def _tell(hear: Callable[[Sequence[Signal]], Awaitable[None] | None], value: bytes) -> None:
-    try:
-        answer = hear(decode_signals(value))
-    except Undecodable as error:
-        log.warning("a signal was skipped: %s", error)
-        return
-    if inspect.isawaitable(answer):
-        await answer
 
 
 async def _until_none(queue: asyncio.Queue[DeliveredMessage | None]) -> AsyncIterator[DeliveredMessage]:
@@ -659,7 +644,9 @@ async def _retried(call: Callable[[], Awaitable[T]], doing: str) -> T:
         try:
             return await call()
         except (*_AWAY, Unavailable) as error:
-            log.warning("RabbitMQ does not answer while %s; trying again: %s", doing, error or "time-out")
+            log.warning(
+                "RabbitMQ does not answer while %s; trying again: %s", doing, str(error) or "time-out"
+            )
         await asyncio.sleep(min(5.0, 0.25 * 2 ** min(tried, 5)))
     raise AssertionError
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
@@ -14,15 +13,15 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from travelrec.errors import SignalUnavailable, Undecodable
-from travelrec.wire import Signal, decode_signals, encode_signals
+from travelrec.adapters.hearing import Hear, listening, tell
+from travelrec.errors import SignalUnavailable
+from travelrec.wire import Signal, encode_signals
 
 log = logging.getLogger(__name__)
 
 _AWAY = (RedisError, OSError, TimeoutError)
 _HEAR_S = 2.0  # how long nothing may be heard before the connection is tried
 _AGAIN_S = 0.5
-_READY_S = 2.0
 
 
 class RedisSignals:
@@ -50,17 +49,9 @@ class RedisSignals:
         """See `ports.Signals`."""
         await self._answer(self._redis.publish(self._channel, encode_signals(signals)))
 
-    @asynccontextmanager
-    async def listen(self, hear: Callable[[Sequence[Signal]], Awaitable[None] | None]) -> AsyncIterator[None]:
+    def listen(self, hear: Hear) -> AbstractAsyncContextManager[None]:
         """See `ports.Signals`. Does not wait for a Redis that is away; begins when it is back."""
-        task = asyncio.create_task(self._read(hear, ready := asyncio.Event()))
-        try:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(ready.wait(), _READY_S)
-            yield
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        return listening(self._read, hear)
 
     async def ping(self) -> None:
         """See `ports.Signals`."""
@@ -73,16 +64,14 @@ class RedisSignals:
         except _AWAY as error:
             raise SignalUnavailable(f"Redis: {str(error) or 'no answer in time'}") from error
 
-    async def _read(
-        self, hear: Callable[[Sequence[Signal]], Awaitable[None] | None], ready: asyncio.Event
-    ) -> None:
+    async def _read(self, hear: Hear, ready: asyncio.Event) -> None:
         while True:
             try:
                 async with self._ears.pubsub() as ear:
                     async with asyncio.timeout(self._timeout_s):
                         await ear.subscribe(self._channel)
                     async for value in self._heard(ear, ready):
-                        await _tell(hear, value)
+                        await tell(hear, value)
             except _AWAY as error:
                 log.warning("signals are not heard for now: %s", str(error) or "no answer in time")
                 await asyncio.sleep(_AGAIN_S)
@@ -104,13 +93,3 @@ class RedisSignals:
                 ready.set()
             elif message["type"] == "message":
                 yield message["data"]
-
-
-async def _tell(hear: Callable[[Sequence[Signal]], Awaitable[None] | None], value: bytes) -> None:
-    try:
-        answer = hear(decode_signals(value))
-    except Undecodable as error:
-        log.warning("a signal was skipped: %s", error)
-        return
-    if inspect.isawaitable(answer):
-        await answer

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import secrets
-import signal
 import socket
 import struct
 import time
@@ -21,6 +20,7 @@ from travelrec.fake_openai.limits import TokenBucket
 from travelrec.fake_openai.refusals import Refused, bad_key, by_fault, by_status, no_json_schema, too_many
 from travelrec.fake_openai.replies import chat_events, chat_reply, response_reply
 from travelrec.fake_openai.settings import FakeSettings
+from travelrec.stopping import told_to_stop
 
 _KEYS_KEPT = 10_000
 _OTHER_KEYS = "(other)"
@@ -273,17 +273,10 @@ async def serve_until_stopped(
     settings: FakeSettings, host: str, port: int, on_ready: Callable[[str], None]
 ) -> None:
     """Serve until SIGTERM or SIGINT; `on_ready` gets the base URL. OSError when the port is taken."""
-    stopped = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for each in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(each, stopped.set)
-    try:
+    with told_to_stop() as stopped:
         async with running(settings, host, port) as fake:
             on_ready(fake.base_url)
             await stopped.wait()
-    finally:
-        for each in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(each)
 
 
 def _bucket(settings: FakeSettings) -> TokenBucket | None:

@@ -6,7 +6,6 @@ import asyncio
 import json
 import math
 import random
-import signal
 import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable
@@ -14,6 +13,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, fields, replace
 
 from aiohttp import web
+
+from travelrec.stopping import told_to_stop
 
 WELL_KNOWN: tuple[dict[str, str], ...] = (
     {"id": "1", "status": "In Progress"},
@@ -223,14 +224,7 @@ async def serve_until_stopped(
     settings: FakeTasksSettings, host: str, port: int, on_ready: Callable[[str], None]
 ) -> None:
     """Serves until SIGTERM or SIGINT; `on_ready` gets the URL. OSError when the port is taken."""
-    stopped = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for each in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(each, stopped.set)
-    try:
+    with told_to_stop() as stopped:
         async with running(settings, host, port) as fake:
             on_ready(fake.url)
             await stopped.wait()
-    finally:
-        for each in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(each)
