@@ -162,3 +162,16 @@ async def test_known_groups_are_there_before_their_members(rabbitmq_server: Rabb
         after = await broker.group(PREDICTIONS_TOPIC, PREDICTIONS_TOPIC)
         assert (after.members, sum(after.lag.values())) == (0, before + 1)
         assert await broker.oldest_waiting(PREDICTIONS_TOPIC, PREDICTIONS_TOPIC) is not None
+
+
+async def test_looking_into_a_journal_costs_no_connection(
+    rabbitmq_server: RabbitMQ, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who reads its first message alone leaves the others without a word that a closed channel would not take."""
+    topic = f"topic-{new_uid()}"
+    async with RabbitBroker.opened(rabbitmq_server.url, timeout_s=10.0) as broker:
+        await broker.publish(topic, [Message(b"x") for _ in range(300)])
+        for number in range(10):
+            found = await broker.group(topic, f"g{number}")
+            assert sum(found.lag.values()) >= 300
+    assert "CHANNEL_ERROR" not in caplog.text

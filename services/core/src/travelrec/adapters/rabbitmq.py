@@ -514,7 +514,7 @@ class _RabbitSubscription:
                 for tag in finished:
                     await self._channel.basic_ack(tag)
             except _AWAY as error:  # those messages come again, and their jobs are found claimed
-                log.warning("messages were not acknowledged: %s", error or type(error).__name__)
+                log.warning("messages were not acknowledged: %s", str(error) or type(error).__name__)
                 return
             if self._leaving and not self._finished:
                 return
@@ -573,11 +573,12 @@ async def _read(
 
         async def arrive(message: DeliveredMessage) -> None:
             arrived.put_nowait(message)
-            await underlay.basic_ack(message.delivery_tag or 0)
 
         async def messages() -> AsyncIterator[DeliveredMessage]:
             while True:
-                yield await asyncio.wait_for(arrived.get(), _READ_S)
+                message = await asyncio.wait_for(arrived.get(), _READ_S)
+                await underlay.basic_ack(message.delivery_tag or 0)  # not later: on a closed channel it ends all
+                yield message
 
         await underlay.basic_consume(journal, arrive, arguments={"x-stream-offset": offset})
         yield messages()
