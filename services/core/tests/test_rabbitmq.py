@@ -96,7 +96,7 @@ async def test_who_is_earlier_than_the_server_waits_and_says_so(
 
 
 async def test_nothing_is_lost_when_the_server_is_killed(new_rabbitmq: Callable[..., RabbitMQ]) -> None:
-    """What was published, and what was taken and not acknowledged, is there again when it is back."""
+    """What was published, and what was taken and not acknowledged, is there again when it is back, and ends there."""
     server = new_rabbitmq()
     sent = {f"m{n}".encode() for n in range(300)}
     async with RabbitBroker.opened(server.url, timeout_s=5.0) as broker:
@@ -118,6 +118,8 @@ async def test_nothing_is_lost_when_the_server_is_killed(new_rabbitmq: Callable[
                 for delivery in await subscription.take(100, 1.0):
                     seen.add(delivery.message.value)
                     delivery.acknowledge()
+        async with broker.subscribe("t", "g") as subscription:
+            assert await subscription.take(100, 1.0) == []
 
 
 async def test_what_no_member_can_finish_becomes_a_dead_letter(rabbitmq_server: RabbitMQ) -> None:

@@ -511,7 +511,11 @@ class _RabbitSubscription:
             self._dirty.clear()
             finished, self._finished = self._finished, []
             try:
-                for tag in finished:
+                behind = next(iter(self._held), None)  # the first that is not acknowledged
+                together = [tag for tag in finished if behind is None or tag < behind]
+                if together:
+                    await self._channel.basic_ack(max(together), multiple=True)
+                for tag in set(finished).difference(together):
                     await self._channel.basic_ack(tag)
             except _AWAY as error:  # those messages come again, and their jobs are found claimed
                 log.warning("messages were not acknowledged: %s", str(error) or type(error).__name__)
@@ -577,7 +581,9 @@ async def _read(
         async def messages() -> AsyncIterator[DeliveredMessage]:
             while True:
                 message = await asyncio.wait_for(arrived.get(), _READ_S)
-                await underlay.basic_ack(message.delivery_tag or 0)  # not later: on a closed channel it ends all
+                await underlay.basic_ack(
+                    message.delivery_tag or 0
+                )  # not later: on a closed channel it ends all
                 yield message
 
         await underlay.basic_consume(journal, arrive, arguments={"x-stream-offset": offset})
