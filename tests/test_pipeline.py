@@ -149,7 +149,7 @@ async def test_a_message_that_nobody_can_read_holds_nobody_up(client: Client, de
     dead = [
         (value, headers) for value, headers in await dead_letters(deployment) if headers.get("mark") == mark
     ]
-    assert sorted(value for value, _ in dead) == sorted(garbage)
+    assert {value for value, _ in dead} == set(garbage)  # twice where a rebalance came between copy and note
     assert all(headers["travelrec-error"] for _, headers in dead)
 
 

@@ -71,4 +71,5 @@ async def test_tasks_go_their_way_while_workers_are_killed(new_process, mongo_se
     assert curl(f"{url}/api/tasks", "-d", '{"id": "b"}')[0] == 201
     await eventually(lambda: ended("1", "2", "3", "a", "b"), 60)
     stats = curl(f"http://127.0.0.1:{fake_port}/stats")[1]
-    assert (stats["distinct"], stats["doubles"]) == (5, 0)
+    assert stats["doubles"] == 0
+    assert 2 <= stats["distinct"] <= 5  # 1, 2 and 3 end without being submitted if it lists them before that

@@ -74,6 +74,11 @@ def topic() -> str:
     return f"topic-{new_uid()}"
 
 
+@pytest.fixture
+def group() -> str:
+    return f"group-{new_uid()}"
+
+
 def messages(count: int) -> list[Message]:
     return [Message(f"m{n}".encode(), {"n": str(n), "ü": "ö"}) for n in range(count)]
 
@@ -86,11 +91,11 @@ async def take_all(subscription: Subscription, count: int, limit: int = 100) -> 
     return taken
 
 
-async def test_what_is_published_is_taken_once(broker: Broker, topic: str) -> None:
+async def test_what_is_published_is_taken_once(broker: Broker, topic: str, group: str) -> None:
     """Values and headers arrive unchanged, each message once."""
     sent = messages(100)
     await broker.publish(topic, sent)
-    async with broker.subscribe(topic, "g") as subscription:
+    async with broker.subscribe(topic, group) as subscription:
         taken = await take_all(subscription, 100)
         assert sorted(d.message.value for d in taken) == sorted(m.value for m in sent)
         assert {d.message.headers["n"] for d in taken} == {m.headers["n"] for m in sent}
@@ -100,19 +105,19 @@ async def test_what_is_published_is_taken_once(broker: Broker, topic: str) -> No
         assert await subscription.take(10, 0.2) == []
 
 
-async def test_take_is_bounded(broker: Broker, topic: str) -> None:
+async def test_take_is_bounded(broker: Broker, topic: str, group: str) -> None:
     """A take never gives more than was asked for, and nothing for 0."""
     await broker.publish(topic, messages(10))
-    async with broker.subscribe(topic, "g") as subscription:
+    async with broker.subscribe(topic, group) as subscription:
         assert await subscription.take(0, 1.0) == []
         assert len(await take_all(subscription, 1, limit=1)) == 1
         assert len(await subscription.take(3, 1.0)) <= 3
 
 
-async def test_keyed_messages_keep_their_order(broker: Broker, topic: str) -> None:
+async def test_keyed_messages_keep_their_order(broker: Broker, topic: str, group: str) -> None:
     """Messages of one key are taken in the order in which they were published."""
     await broker.publish(topic, [Message(str(n).encode(), key=f"k{n % 4}") for n in range(80)])
-    async with broker.subscribe(topic, "g") as subscription:
+    async with broker.subscribe(topic, group) as subscription:
         taken = await take_all(subscription, 80)
     for key in ("k0", "k1", "k2", "k3"):
         numbers = [int(d.message.value) for d in taken if d.message.key == key]
@@ -129,85 +134,89 @@ async def test_every_group_takes_everything(broker: Broker, topic: str) -> None:
         assert len(await take_all(two, 5)) == 5
 
 
-async def test_unacknowledged_comes_again_to_the_next_member(broker: Broker, topic: str) -> None:
+async def test_unacknowledged_comes_again_to_the_next_member(broker: Broker, topic: str, group: str) -> None:
     """Acknowledged out of order: what was not acknowledged is delivered again, and none of it is lost."""
     await broker.publish(topic, messages(20))
-    async with broker.subscribe(topic, "g") as first:
+    async with broker.subscribe(topic, group) as first:
         taken = await take_all(first, 20)
         kept = {d.message.value for d in taken[5:7]}
         for delivery in reversed(taken):
             if delivery.message.value not in kept:
                 delivery.acknowledge()
-    async with broker.subscribe(topic, "g") as second:
+    async with broker.subscribe(topic, group) as second:
         again: set[bytes] = set()
         async with asyncio.timeout(30):
             while not kept <= again:
                 again |= {d.message.value for d in await second.take(20, 1.0)}
 
 
-async def test_acknowledged_does_not_come_again(broker: Broker, topic: str) -> None:
+async def test_acknowledged_does_not_come_again(broker: Broker, topic: str, group: str) -> None:
     """Leaving notes what was acknowledged."""
     await broker.publish(topic, messages(20))
-    async with broker.subscribe(topic, "g") as first:
+    async with broker.subscribe(topic, group) as first:
         for delivery in await take_all(first, 20):
             delivery.acknowledge()
     await broker.publish(topic, [Message(b"new")])
-    async with broker.subscribe(topic, "g") as second:
+    async with broker.subscribe(topic, group) as second:
         assert [d.message.value for d in await take_all(second, 1)] == [b"new"]
 
 
-async def test_oldest_waiting_is_the_first_that_is_not_acknowledged(broker: Broker, topic: str) -> None:
+async def test_oldest_waiting_is_the_first_that_is_not_acknowledged(
+    broker: Broker, topic: str, group: str
+) -> None:
     """Taken but unacknowledged messages still wait; the time is that of the publish; None when nothing waits."""
     before = time.time()
     await broker.publish(topic, messages(12))
     between = time.time()
-    assert before - 0.1 <= (await broker.oldest_waiting(topic, "g") or 0) <= between + 0.1
-    async with broker.subscribe(topic, "g") as subscription:
+    assert before - 0.1 <= (await broker.oldest_waiting(topic, group) or 0) <= between + 0.1
+    async with broker.subscribe(topic, group) as subscription:
         taken = await take_all(subscription, 12)
-        assert before - 0.1 <= (await broker.oldest_waiting(topic, "g") or 0) <= between + 0.1
+        assert before - 0.1 <= (await broker.oldest_waiting(topic, group) or 0) <= between + 0.1
         for delivery in taken:
             delivery.acknowledge()
 
         async def none_waits() -> bool:
-            return await broker.oldest_waiting(topic, "g") is None
+            return await broker.oldest_waiting(topic, group) is None
 
         await eventually(none_waits, 20, "nothing waits")
         await eventually(lambda: time.time() > between + 0.2, 5)
         later = time.time()
         await broker.publish(topic, [Message(b"late")])
-        assert later - 0.1 <= (await broker.oldest_waiting(topic, "g") or 0)
+        assert later - 0.1 <= (await broker.oldest_waiting(topic, group) or 0)
 
 
-async def test_a_group_tells_its_members_and_what_it_has_not_acknowledged(broker: Broker, topic: str) -> None:
+async def test_a_group_tells_its_members_and_what_it_has_not_acknowledged(
+    broker: Broker, topic: str, group: str
+) -> None:
     """Every message lags until it is acknowledged, also before the group was ever seen and after it was left."""
     await broker.publish(topic, messages(20))
-    group = await broker.group(topic, "g")
-    assert (group.members, sum(group.lag.values())) == (0, 20)
-    async with broker.subscribe(topic, "g") as subscription:
+    told = await broker.group(topic, group)
+    assert (told.members, sum(told.lag.values())) == (0, 20)
+    async with broker.subscribe(topic, group) as subscription:
         taken = await take_all(subscription, 20)
-        group = await broker.group(topic, "g")
-        assert (group.members, sum(group.lag.values())) == (1, 20)
+        told = await broker.group(topic, group)
+        assert (told.members, sum(told.lag.values())) == (1, 20)
         for delivery in taken:
             delivery.acknowledge()
 
         async def noted() -> bool:
-            return not any((await broker.group(topic, "g")).lag.values())
+            return not any((await broker.group(topic, group)).lag.values())
 
         await eventually(noted)
         await broker.publish(topic, messages(5))
 
     async def left() -> bool:  # a server may tell of a member for a moment longer
-        group = await broker.group(topic, "g")
-        assert (group.members, sum(group.lag.values())) == (0, 5)
+        told = await broker.group(topic, group)
+        assert (told.members, sum(told.lag.values())) == (0, 5)
         return True
 
     await eventually(left)
 
 
-async def test_members_share_the_messages(broker: Broker, topic: str) -> None:
+async def test_members_share_the_messages(broker: Broker, topic: str, group: str) -> None:
     """Two members of a group get each message once between them, also while one joins and leaves."""
     async with AsyncExitStack() as stack:
-        members = [await stack.enter_async_context(broker.subscribe(topic, "g")) for _ in range(2)]
+        members = [await stack.enter_async_context(broker.subscribe(topic, group)) for _ in range(2)]
         await asyncio.gather(*(member.take(1, 3.0) for member in members))
         await broker.publish(topic, messages(60))
         seen: set[bytes] = set()
@@ -258,7 +267,7 @@ async def test_kafka_away_is_said_in_time() -> None:
 
 
 @pytest.mark.real("kafka")
-async def test_kafka_member_that_is_early_gets_its_partitions(kafka_server, topic: str) -> None:  # type: ignore[no-untyped-def]
+async def test_kafka_member_that_is_early_gets_its_partitions(kafka_server, topic: str, group: str) -> None:  # type: ignore[no-untyped-def]
     """A topic that was just made may not be known yet to the server that a member asks: it waits for it."""
     from travelrec.adapters.kafka import KafkaBroker
 
@@ -269,7 +278,7 @@ async def test_kafka_member_that_is_early_gets_its_partitions(kafka_server, topi
         early._ensured.add(topic)  # as if a server that is ahead of the others had made it
 
         async def taken() -> list[Delivery]:
-            async with early.subscribe(topic, "g") as subscription:
+            async with early.subscribe(topic, group) as subscription:
                 return await take_all(subscription, 1)
 
         taking = asyncio.create_task(taken())
@@ -279,14 +288,14 @@ async def test_kafka_member_that_is_early_gets_its_partitions(kafka_server, topi
 
 
 @pytest.mark.real("kafka")
-async def test_kafka_comes_back(new_kafka) -> None:  # type: ignore[no-untyped-def]
+async def test_kafka_comes_back(new_kafka, group: str) -> None:  # type: ignore[no-untyped-def]
     """After the server was stopped and started again, the same broker publishes and delivers again."""
     from travelrec.adapters.kafka import KafkaBroker
 
     server = new_kafka()
     async with KafkaBroker.opened(server.address, timeout_s=2.0) as broker:
         await broker.publish("t", messages(3))
-        async with broker.subscribe("t", "g") as subscription:
+        async with broker.subscribe("t", group) as subscription:
             for delivery in await take_all(subscription, 3):
                 delivery.acknowledge()
             server.kill()
@@ -309,14 +318,14 @@ async def test_kafka_comes_back(new_kafka) -> None:  # type: ignore[no-untyped-d
 
 
 @pytest.mark.real("kafka")
-async def test_a_long_partition_holds_up_no_other(kafka_server, topic: str) -> None:  # type: ignore[no-untyped-def]
+async def test_a_long_partition_holds_up_no_other(kafka_server, topic: str, group: str) -> None:  # type: ignore[no-untyped-def]
     """A take has something of every partition that has something, however much waits in one of them."""
     from travelrec.adapters.kafka import KafkaBroker
 
     async with KafkaBroker.opened(kafka_server.address, partitions=3, timeout_s=10.0) as broker:
         await broker.publish(topic, [Message(b"", key="many") for _ in range(1000)])
         await broker.publish(topic, [Message(b"", key=f"few {n}") for n in range(9)])
-        async with broker.subscribe(topic, "g") as subscription:
+        async with broker.subscribe(topic, group) as subscription:
             taken = await take_all(subscription, 300, limit=30)
             few = {d.message.key for d in taken} - {"many"}
             assert len(few) == 7, "all whose partition is another one"
@@ -324,7 +333,7 @@ async def test_a_long_partition_holds_up_no_other(kafka_server, topic: str) -> N
 
 
 @pytest.mark.real("kafka")
-async def test_take_ends_in_time_while_kafka_assigns_anew(kafka_server, topic: str) -> None:  # type: ignore[no-untyped-def]
+async def test_take_ends_in_time_while_kafka_assigns_anew(kafka_server, topic: str, group: str) -> None:  # type: ignore[no-untyped-def]
     """A member that waits for another one's consent to a rebalance is not held up in its turn."""
     from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener
 
@@ -345,9 +354,9 @@ async def test_take_ends_in_time_while_kafka_assigns_anew(kafka_server, topic: s
         broker = await stack.enter_async_context(
             KafkaBroker.opened(kafka_server.address, partitions=3, timeout_s=10.0)
         )
-        member = await stack.enter_async_context(broker.subscribe(topic, "g"))
+        member = await stack.enter_async_context(broker.subscribe(topic, group))
         reluctant = AIOKafkaConsumer(
-            bootstrap_servers=kafka_server.address, group_id="g", rebalance_timeout_ms=60_000
+            bootstrap_servers=kafka_server.address, group_id=group, rebalance_timeout_ms=60_000
         )
         await reluctant.start()
         stack.push_async_callback(reluctant.stop)
@@ -356,7 +365,7 @@ async def test_take_ends_in_time_while_kafka_assigns_anew(kafka_server, topic: s
         async with asyncio.timeout(30):
             while not reluctant.assignment():
                 await member.take(1, 0.1)
-        await stack.enter_async_context(broker.subscribe(topic, "g"))
+        await stack.enter_async_context(broker.subscribe(topic, group))
         async with asyncio.timeout(30):
             await asked.wait()
             await eventually(lambda: member._consumer._subscription.reassignment_in_progress, 20)

@@ -14,6 +14,8 @@ from limits.aio.strategies import MovingWindowRateLimiter
 from redis.asyncio import ConnectionPool
 from redis.exceptions import RedisError
 
+from travelrec.adapters.redis_retry import ONCE_MORE
+
 log = structlog.get_logger(__name__)
 
 _TIMEOUT_S = 1.0
@@ -51,6 +53,7 @@ class SharedRateLimit:
             max_connections=256,
             socket_timeout=_TIMEOUT_S,
             socket_connect_timeout=_TIMEOUT_S,
+            retry=ONCE_MORE,
         )
         storage = RedisStorage(
             f"async+{url}",

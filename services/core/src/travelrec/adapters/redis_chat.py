@@ -15,10 +15,9 @@ from typing import Any  # what a reply may be is written wider than what it is
 
 import structlog
 from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from travelrec.adapters.redis_retry import ONCE_MORE
 from travelrec.chat.message import Entry, Reply, Said, notes_of
 from travelrec.errors import HistoryUnavailable
 
@@ -58,17 +57,16 @@ class RedisChatHistory:
         cls, url: str, *, timeout_s: float = 5.0, limit: int = 1_000, ttl_s: float = 30 * 86400.0
     ) -> AsyncIterator[RedisChatHistory]:
         """Two clients, one of which waits for the bell; nothing is sent yet."""
-        never = Retry(NoBackoff(), 0)
         redis = Redis.from_url(
             url,
             decode_responses=True,
             socket_timeout=timeout_s,
             socket_connect_timeout=timeout_s,
-            retry=never,
+            retry=ONCE_MORE,
             max_connections=256,
         )
         bells = Redis.from_url(
-            url, decode_responses=True, socket_timeout=None, socket_connect_timeout=timeout_s, retry=never
+            url, decode_responses=True, socket_timeout=None, socket_connect_timeout=timeout_s, retry=ONCE_MORE
         )
         async with redis, bells:
             yield cls(redis, bells, timeout_s, limit, ttl_s)

@@ -9,11 +9,10 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from travelrec.adapters.hearing import Hear, listening, tell
+from travelrec.adapters.redis_retry import ONCE_MORE
 from travelrec.errors import SignalUnavailable
 from travelrec.wire import Signal, encode_signals
 
@@ -37,11 +36,14 @@ class RedisSignals:
     @asynccontextmanager
     async def opened(cls, url: str, channel: str, *, timeout_s: float = 5.0) -> AsyncIterator[RedisSignals]:
         """Two clients, one of which listens; nothing is sent yet."""
-        never = Retry(NoBackoff(), 0)
         redis = Redis.from_url(
-            url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, retry=never, max_connections=256
+            url,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=timeout_s,
+            retry=ONCE_MORE,
+            max_connections=256,
         )
-        ears = Redis.from_url(url, socket_timeout=None, socket_connect_timeout=timeout_s, retry=never)
+        ears = Redis.from_url(url, socket_timeout=None, socket_connect_timeout=timeout_s, retry=ONCE_MORE)
         async with redis, ears:
             yield cls(redis, ears, channel, timeout_s)
 
