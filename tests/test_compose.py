@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -227,6 +228,23 @@ class TestOnDocker:
                 await asyncio.gather(*(completed(http, uid) for uid in uids))
 
         asyncio.run(run())
+
+    def test_prometheus_finds_everybody(self, healthy: Compose) -> None:
+        """The one of the profile scrapes every API and worker, and all of its rules are evaluated."""
+        healthy.run("--profile", "observability", "up", "--detach", "--wait", "prometheus")
+
+        async def seen() -> bool:
+            async with aiohttp.ClientSession(healthy.url("9090")) as http:
+                async with http.get("/api/v1/targets") as response:
+                    targets = (await response.json())["data"]["activeTargets"]
+                async with http.get("/api/v1/rules") as response:
+                    groups = (await response.json())["data"]["groups"]
+            up = Counter(each["labels"]["job"] for each in targets if each["health"] == "up")
+            assert up == {"travelrec-api": 2, "travelrec-worker": 2}
+            assert {rule["health"] for group in groups for rule in group["rules"]} == {"ok"}
+            return True
+
+        asyncio.run(eventually(seen, 60))
 
     def test_scaling_workers_and_apis(self, healthy: Compose) -> None:
         """Four workers become healthy; a third API gets requests from nginx without a restart."""

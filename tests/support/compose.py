@@ -24,7 +24,7 @@ class Compose:
 
     def __init__(self, **settings: str) -> None:
         self.name = unique_name("travelrec")
-        self.ports = {"3000": free_port(), "8080": free_port()}
+        self.ports = {port: free_port() for port in ("3000", "8080", "9090")}
         self._folder = make_folder("compose")
         for name in COPIED:
             if (ROOT / name).is_dir():
@@ -36,8 +36,8 @@ class Compose:
         (self._folder / ".env").write_text("".join(f"{k}={v}\n" for k, v in settings.items()))
         self.tag = self.name.rpartition("-")[2]
         self._env = {k: os.environ[k] for k in (*INHERITED, *OF_DOCKER) if k in os.environ}
-        self._env |= {"TRAVELREC_TAG": self.tag, "PUBLISH_3000": str(self.ports["3000"])}
-        self._env |= {"PUBLISH_8080": str(self.ports["8080"]), "BUILDKIT_PROGRESS": "plain"}
+        self._env |= {"TRAVELREC_TAG": self.tag, "BUILDKIT_PROGRESS": "plain"}
+        self._env |= {f"PUBLISH_{port}": str(free) for port, free in self.ports.items()}
 
     def run(self, *arguments: str, timeout_s: float = 300.0, **env: str) -> str:
         """stdout of `docker compose ARGUMENTS`; raises AssertionError with what it said when it fails."""
@@ -55,7 +55,7 @@ class Compose:
         return sorted(found, key=lambda c: str(c["Name"]))
 
     def url(self, port: str = "8080") -> str:
-        """Where nginx listens for what it calls `port`."""
+        """Where this machine reaches what the file publishes as `port`."""
         return f"http://127.0.0.1:{self.ports[port]}"
 
     def close(self) -> list[str]:
