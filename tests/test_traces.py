@@ -3,12 +3,13 @@
 import json
 import re
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import aiohttp
 import pytest
 import pytest_asyncio
 
-from support import Kafka, Mongo, Process, free_port
+from support import Kafka, Mongo, Process, RabbitMQ, free_port
 from support.collector import Collector, Span, collecting
 from support.deployment import COMMAND, PLACES, Client, Deployment, client_of, ready, url_of
 from travelrec.fake_openai import FakeSettings
@@ -21,7 +22,7 @@ pytestmark = [
 ]
 MODEL_AT_EASE = {**FakeSettings().as_dict(), "faults": {}}
 PLANTED = "sk-planted-7d1f"
-CALLER = "0af7651916cd43dd8448eb211c80319c"
+CALLER, OTHER_CALLER = "0af7651916cd43dd8448eb211c80319c", "1bf7651916cd43dd8448eb211c80319c"
 JOB = "process travelrec.jobs"
 ACCEPTED = ("POST /recommendations", "store accept", "publish travelrec.jobs")
 WORKED = ("receive travelrec.jobs", JOB, "claim", "generate", "chat gpt-4o-mini", "settle")
@@ -34,12 +35,12 @@ async def collector() -> AsyncIterator[Collector]:
         yield collector
 
 
-@pytest.fixture(scope="module")
-def deployment(collector: Collector) -> Iterator[Deployment]:
+@contextmanager
+def running(kind: type[Kafka | RabbitMQ], collector: Collector) -> Iterator[Deployment]:
     """Two APIs and two workers that are traced; one job at a time is no load, so every span is exported at once."""
-    with Kafka() as kafka, Mongo() as mongo:
+    with kind() as broker, Mongo() as mongo:
         deployment = Deployment(
-            kafka,
+            broker,
             mongo,
             apis=2,
             workers=2,
@@ -55,8 +56,21 @@ def deployment(collector: Collector) -> Iterator[Deployment]:
             deployment.close()
 
 
+@pytest.fixture(scope="module")
+def deployment(collector: Collector) -> Iterator[Deployment]:
+    with running(Kafka, collector) as deployment:
+        yield deployment
+
+
 @pytest_asyncio.fixture(loop_scope="module")
 async def client(deployment: Deployment) -> AsyncIterator[Client]:
+    async with at_rest(deployment) as client:
+        yield client
+
+
+@asynccontextmanager
+async def at_rest(deployment: Deployment) -> AsyncIterator[Client]:
+    """All of it works, and remembers nothing."""
     await deployment.healthy()
     async with client_of(deployment, {place: find_country(place) for place in PLACES}) as client:
         await client.model(**MODEL_AT_EASE)
@@ -104,14 +118,29 @@ async def test_a_request_is_one_trace_from_its_caller_to_the_waiter_elsewhere(
     client: Client, deployment: Deployment, collector: Collector
 ) -> None:
     """The caller's trace goes on through API, worker and the other API that tells a waiter, in parent order."""
+    await one_trace(client, deployment, collector, CALLER, "kafka")
+
+
+@pytest.mark.real("rabbitmq")
+async def test_so_it_is_on_rabbitmq(collector: Collector) -> None:
+    """The same spans, which name that broker; its exchange is a fan-out, so that no span has a routing key."""
+    with running(RabbitMQ, collector) as deployment:
+        async with at_rest(deployment) as client:
+            await one_trace(client, deployment, collector, OTHER_CALLER, "rabbitmq")
+
+
+async def one_trace(
+    client: Client, deployment: Deployment, collector: Collector, caller: str, system: str
+) -> None:
+    """A request in the trace of its `caller` leaves exactly the spans that it should."""
     await client.model(latency_s=0.5)
     one, other = deployment.apis
-    uid, traceresponse = await asked(one, "CA", traceparent=f"00-{CALLER}-b7ad6b7169203331-01")
-    assert trace_of(traceresponse) == CALLER
+    uid, traceresponse = await asked(one, "CA", traceparent=f"00-{caller}-b7ad6b7169203331-01")
+    assert trace_of(traceresponse) == caller
     body = await waited(other, uid, traceparent=traceresponse)
     assert body["status"] == "completed"
-    spans = await collector.trace(CALLER, *WHOLE, "notify", "GET /recommendations")
-    assert {span.trace_id for span in collector.spans if span.uid == uid} == {CALLER}
+    spans = await collector.trace(caller, *WHOLE, "notify", "GET /recommendations")
+    assert {span.trace_id for span in collector.spans if span.uid == uid} == {caller}
     assert sorted(span.name for span in spans) == sorted([*WHOLE, "notify", "GET /recommendations"])
 
     by_name = {span.name: span for span in spans}
@@ -139,6 +168,9 @@ async def test_a_request_is_one_trace_from_its_caller_to_the_waiter_elsewhere(
     kinds = [by_name[name].kind for name in ("POST /recommendations", "publish travelrec.jobs", JOB)]
     assert kinds == ["SERVER", "PRODUCER", "CONSUMER"]
     assert (by_name["notify"].uid, by_name["notify"].attributes["travelrec.waiters"]) == (uid, 1)
+    for name in ("publish travelrec.jobs", "receive travelrec.jobs", JOB):
+        assert by_name[name].attributes["messaging.system"] == system
+        assert by_name[name].attributes["messaging.destination.name"] == "travelrec.jobs"
 
 
 async def test_spans_say_what_an_operator_asks_for(
@@ -296,7 +328,9 @@ async def test_no_secret_is_told_to_anybody(
         assert "You are" not in text
 
 
-async def test_ask_says_by_which_ids_it_is_found(deployment: Deployment, collector: Collector) -> None:
+async def test_ask_says_by_which_ids_it_is_found(
+    client: Client, deployment: Deployment, collector: Collector
+) -> None:
     """`travelrec ask --verbose` shows the request id and the trace id, under which the collector has the spans."""
     command = [*COMMAND, "ask", "Austria", "spring", "--verbose", "--url", url_of(deployment.apis[0])]
     async with Process(command, name="ask") as asking:
