@@ -227,16 +227,20 @@ def test_bad_usage_is_one_line() -> None:
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.real("kafka", "mongo")
-def test_a_short_run_finds_nothing() -> None:
+@pytest.mark.parametrize(
+    "broker",
+    [pytest.param(name, marks=pytest.mark.real(name, "mongo")) for name in ("kafka", "rabbitmq")],
+)
+def test_a_short_run_finds_nothing(broker: str) -> None:
     """Kills, restarts, store and broker away, a bad network: nothing is lost, done twice or mixed up.
 
     Leases are long, so that a busy machine which stands still for some seconds is not taken for a fault of ours.
     """
     faults = "kill,kill-worker,term,rebalance,store-freeze:2@3,broker-slow:2@6,store-cut:1@9,broker-kill:1@12"
     done = ran(
-        *("--jobs", "400", "--clients", "40", "--workers", "2", "--latency", "0.2", "--seconds", "15"),
-        *("--faults", faults, "--every", "3", "--seed", "1", "--set", "JOB_LEASE=15", "--json"),
+        *("--broker", broker, "--jobs", "400", "--clients", "40", "--workers", "2", "--latency", "0.2"),
+        *("--seconds", "15", "--faults", faults, "--every", "3", "--seed", "1"),
+        *("--set", "JOB_LEASE=15", "--json"),
     )
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(done.stdout)

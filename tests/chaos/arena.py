@@ -8,9 +8,11 @@ from typing import Any
 from pymongo import AsyncMongoClient
 
 from chaos.history import Record, key_of
-from support import Kafka, Mongo, Process, Proxy
+from support import Kafka, Mongo, Process, Proxy, RabbitMQ, eventually
 from support.deployment import Deployment
+from travelrec.wire import JOBS_TOPIC, PREDICTIONS_TOPIC
 
+BROKERS = {"kafka": Kafka, "rabbitmq": RabbitMQ}
 DATABASE = "chaos"
 
 
@@ -19,7 +21,7 @@ class Arena(Deployment):
 
     def __init__(
         self,
-        kafka: Kafka,
+        broker: Kafka | RabbitMQ,
         mongo: Mongo,
         proxies: dict[str, Proxy],
         *,
@@ -29,9 +31,12 @@ class Arena(Deployment):
         **env: str,
     ) -> None:
         self.proxies = proxies
-        broker, store = (proxies.get("broker", kafka).address, proxies.get("store", mongo).address)
-        urls = {"BROKER_URL": f"kafka://{broker}", "STORE_URL": f"mongodb://{store}/{DATABASE}"}
-        super().__init__(kafka, mongo, apis=apis, workers=workers, **urls, **env)
+        near, store = (proxies.get("broker", broker).address, proxies.get("store", mongo).address)
+        urls = {
+            "BROKER_URL": broker.url.replace(broker.address, near),
+            "STORE_URL": f"mongodb://{store}/{DATABASE}",
+        }
+        super().__init__(broker, mongo, apis=apis, workers=workers, **urls, **env)
         command = [sys.executable, "-m", "chaos.model", str(self.model_port), str(latency_s)]
         self.model = Process(command, name="model")
 
@@ -47,17 +52,20 @@ class Arena(Deployment):
 
 @asynccontextmanager
 async def arena(
-    networks: Iterable[str], *, apis: int, workers: int, latency_s: float, **env: str
+    broker: str, networks: Iterable[str], *, apis: int, workers: int, latency_s: float, **env: str
 ) -> AsyncIterator[Arena]:
-    """A healthy one, with a proxy before each of `networks`, until left."""
+    """A healthy one on a `broker` of `BROKERS`, with a proxy before each of `networks`, until left."""
     async with AsyncExitStack() as stack:
-        kafka = await stack.enter_async_context(Kafka())
+        server = await stack.enter_async_context(BROKERS[broker]())
         mongo = await stack.enter_async_context(Mongo())
-        servers = {"broker": kafka, "store": mongo}
+        servers = {"broker": server, "store": mongo}
         proxies = {name: await stack.enter_async_context(servers[name].proxy()) for name in networks}
-        made = Arena(kafka, mongo, proxies, apis=apis, workers=workers, latency_s=latency_s, **env)
+        made = Arena(server, mongo, proxies, apis=apis, workers=workers, latency_s=latency_s, **env)
         stack.callback(made.close)
         await made.healthy()
+        if isinstance(server, RabbitMQ):
+            for queue in (JOBS_TOPIC, PREDICTIONS_TOPIC):
+                await eventually(lambda queue=queue: server.keeps(queue))
         yield made
 
 

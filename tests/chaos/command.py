@@ -4,7 +4,7 @@ import json
 import random
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -14,6 +14,9 @@ NAMED = "; ".join(f"{name} ({fault.title})" for name, fault in FAULTS.items())
 
 
 def chaos(
+    broker: Annotated[
+        Literal["kafka", "rabbitmq"], typer.Option(help="What the jobs' messages go through.")
+    ] = "kafka",
     jobs: Annotated[int, typer.Option(min=1, help="How many requests have to be answered.")] = 1000,
     clients: Annotated[int, typer.Option(min=1, help="How many ask at a time.")] = 100,
     workers: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 3,
@@ -52,7 +55,7 @@ def chaos(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> int:
-    """Runs a real deployment on Kafka and MongoDB under load and faults, and checks what came of every request.
+    """Runs a real deployment on its broker and MongoDB under load and faults, and checks what came of every request.
 
     Exits with 1 if anything was lost, done twice, mixed up or paid for without cause. It takes the servers that
     `task servers` installs.
@@ -65,6 +68,7 @@ def chaos(
 
     try:
         plan = Plan(
+            broker=broker,
             jobs=jobs,
             clients=clients,
             workers=workers,

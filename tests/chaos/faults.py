@@ -7,8 +7,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from aiokafka import AIOKafkaConsumer
-from aiokafka.errors import KafkaError
 from pymongo import AsyncMongoClient
 from pymongo.errors import PyMongoError
 
@@ -16,6 +14,9 @@ from chaos.arena import Arena
 from chaos.history import History, Incident
 from chaos.schedule import Deed, Due, Item, Target
 from support import Process, Proxy, Server
+from travelrec.connect import opened_parts
+from travelrec.errors import BrokerUnavailable
+from travelrec.settings import Settings
 from travelrec.wire import JOBS_GROUP, JOBS_TOPIC
 
 WRITTEN_S = 0.2  # by then the MongoDB of the tests has on disk what it has acknowledged
@@ -49,7 +50,7 @@ class Faults:
         began = time.time()
         try:
             over = await self._do(item, target)
-        except KafkaError as error:  # of the member that was to join
+        except BrokerUnavailable as error:  # of the member that was to join
             self._tell(f"{item.name} did not come to pass: {error}")
         else:
             self._history.incidents.append(Incident(item.name, target, began, over))
@@ -136,25 +137,20 @@ class Faults:
 
     async def _join(self, seconds: float) -> None:
         """Takes part in the workers' group, without a look at what it is given."""
-        consumer = AIOKafkaConsumer(
-            JOBS_TOPIC,
-            bootstrap_servers=self._arena.kafka.address,
-            group_id=JOBS_GROUP,
-            enable_auto_commit=False,
-        )
+        settings = Settings(_env_file=None, broker_url=self._arena.broker.url, store_url="memory://")
         try:
-            async with asyncio.timeout(ENDS_WITHIN_S):
-                await consumer.start()
+            async with (
+                asyncio.timeout(ENDS_WITHIN_S),
+                opened_parts(settings) as parts,
+                parts.broker.subscribe(JOBS_TOPIC, JOBS_GROUP),
+            ):
                 await asyncio.sleep(seconds)
         except TimeoutError as error:
-            raise KafkaError(f"not within {ENDS_WITHIN_S:g} s") from error
-        finally:
-            with suppress(KafkaError):
-                await consumer.stop()
+            raise BrokerUnavailable(f"not within {ENDS_WITHIN_S:g} s") from error
 
     @property
     def _servers(self) -> dict[str, Server]:
-        return {"broker": self._arena.kafka, "store": self._arena.mongo}
+        return {"broker": self._arena.broker, "store": self._arena.mongo}
 
     @property
     def _processes(self) -> dict[str, Process]:

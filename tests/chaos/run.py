@@ -25,6 +25,7 @@ MORE_S = 60.0  # for the last job to end, beyond what leases and the model take
 class Plan:
     """What is to be run; see `travelrec chaos --help`."""
 
+    broker: str
     jobs: int
     clients: int
     workers: int
@@ -80,7 +81,7 @@ async def run(plan: Plan, say: Callable[[str], None], show: Callable[[Counter[st
     history = History(plan.lease_s, shared=plan.is_shared)
     async with (
         arena(
-            networks, apis=plan.apis, workers=plan.workers, latency_s=plan.latency_s, **plan.env
+            plan.broker, networks, apis=plan.apis, workers=plan.workers, latency_s=plan.latency_s, **plan.env
         ) as deployed,
         aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=30.0)
