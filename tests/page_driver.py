@@ -41,9 +41,12 @@ class Model:
         self.process.start()
         answers(f"http://127.0.0.1:{self.port}/stats", self.process)
 
-    def behave(self, *, latency_s: float = 0.0, faults: Mapping[str, float] | None = None) -> None:
-        """From the next call on: be this slow, and fail in these ways."""
-        body = json.dumps({"latency_s": latency_s, "faults": dict(faults or {})}).encode()
+    def behave(
+        self, *, latency_s: float = 0.0, piece_s: float = 0.0, faults: Mapping[str, float] | None = None
+    ) -> None:
+        """From the next call on: be this slow, before an answer and with its pieces, and fail in these ways."""
+        told = {"latency_s": latency_s, "piece_s": piece_s, "faults": dict(faults or {})}
+        body = json.dumps(told).encode()
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}/control", body, method="POST")
         with urllib.request.urlopen(request, timeout=5) as response:
             assert response.status == 200

@@ -139,3 +139,32 @@ def test_a_message_that_failed_says_so_and_can_be_sent_again(model: Model, visit
     page.get_by_role("button", name="Send again").click()
     expect(talk(page, "response")).to_have_count(1)
     expect(page.locator(".how")).to_have_count(0)
+
+
+def test_an_answer_is_seen_while_it_is_made(service: Service, model: Model, visitor: Visitor) -> None:
+    """It grows behind its message, is gone with a lost connection, and the response takes its place."""
+    page = visitor.page
+    page.goto(f"{visitor.url}/chat")
+    sign_in(page, "dave")
+    coming = talk(page, "coming").locator(".words")
+    model.behave(piece_s=3)
+    say(page, "Where to?")
+    expect(coming).to_be_visible()
+    service.process.kill()
+    expect(page.locator("#chat-link")).to_have_text("Reconnecting")
+    expect(coming).to_have_count(0)
+    model.behave(piece_s=0.7)
+    service.start()
+    expect(coming).to_be_visible()
+    grown = [coming.inner_text()]
+    for _ in range(2):
+        expect(coming).not_to_have_text(grown[-1])
+        grown.append(coming.inner_text())
+    kinds = page.locator("#talk li").evaluate_all("items => items.map(({ dataset }) => dataset.type)")
+    assert kinds == ["message", "coming"]
+    expect(talk(page, "response")).to_have_count(1)
+    expect(coming).to_have_count(0)
+    whole = talk(page, "response").locator(".words").inner_text()
+    assert all(whole.startswith(text) and text != whole for text in grown)
+    assert grown == sorted(grown, key=len)
+    visitor.is_told(whole.rpartition("\n")[2])

@@ -1,6 +1,8 @@
 """`travelrec chat talk` on `travelrec serve` with an offline model that the test steers."""
 
 import json
+import os
+import pty
 import subprocess
 import urllib.request
 from pathlib import Path
@@ -49,3 +51,45 @@ def test_lines_are_answered_once_and_in_order_over_a_killed_service(tmp_path: Pa
     finally:
         service.close()
         model.close()
+
+
+def test_a_terminal_shows_an_answer_while_it_is_made(tmp_path: Path) -> None:
+    """What a killed service had begun is left off; the answer is then there once, and grew."""
+    model = Model()
+    service = Service(tmp_path / "data", model)
+    ours, theirs = pty.openpty()
+    try:
+        model.start()
+        model.behave(piece_s=0.5)
+        service.start()
+        command = [TRAVELREC, "chat", "talk", "dora", "--url", service.url]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=theirs, text=True) as talk:
+            os.close(theirs)
+            assert talk.stdin is not None
+            talk.stdin.write("one\n")
+            talk.stdin.close()
+            reads = [os.read(ours, 4096).decode() for _ in range(2)]
+            model.behave()
+            service.process.kill()
+            service.start()
+            while piece := read(ours):
+                reads.append(piece)
+        answer = read_history(service)[-1]["content"]
+        begun, ended, rest = "".join(reads).partition(" …")
+        assert ended
+        assert begun != answer
+        assert answer.startswith(begun)
+        assert rest.split() == answer.split()
+        assert talk.returncode == 0
+    finally:
+        os.close(ours)
+        service.close()
+        model.close()
+
+
+def read(terminal: int) -> str:
+    """What is written next; nothing when nobody writes any more."""
+    try:
+        return os.read(terminal, 4096).decode()
+    except OSError:
+        return ""

@@ -1,6 +1,7 @@
 """The contract's section Chat, as a client sees it, against the real application on a real socket."""
 
 import asyncio
+import dataclasses
 import json
 import re
 from collections.abc import AsyncIterator
@@ -13,9 +14,15 @@ import pytest
 import pytest_asyncio
 
 from support import eventually, unique_name
-from support.api import Api, running_api
+from support.api import MEMORY, Api, running_api
+from travelrec.adapters.memory_chat import MemoryChatHistory
+from travelrec.chat.message import Piece
 from travelrec.chat.tokens import signed_token
+from travelrec.connect import opened_parts
+from travelrec.errors import HistoryUnavailable
 from travelrec.fake_openai import FakeSettings
+from travelrec.settings import Settings
+from travelrec_worker.app import running_roles
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -369,6 +376,114 @@ async def test_the_conversation_is_known_to_the_model(api: Api, user: str) -> No
     plain = await api.get("/ws")
     assert plain.status == 404
     assert plain.json.keys() == {"error", "message"}
+
+
+# --- an answer in pieces --------------------------------------------------------------------------------
+
+
+class Reader:
+    """Puts pieces together as a client does."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.to: set[str] = set()
+        self.offsets: list[int] = []
+
+    def take(self, delta: dict) -> None:
+        assert delta.keys() == {"type", "to", "offset", "content", "userid"}
+        assert delta["content"]
+        if delta["offset"] <= len(self.text):
+            self.text = self.text[: delta["offset"]] + delta["content"]
+        self.to.add(delta["to"])
+        self.offsets.append(delta["offset"])
+
+    async def read(self, talk: Talk) -> dict:
+        """The first frame that is no piece."""
+        while (frame := await talk.hear())["type"] == "delta":
+            assert frame["userid"] == talk.userid
+            self.take(frame)
+        return frame
+
+
+async def test_who_asks_for_it_hears_an_answer_while_it_is_made(api: Api, user: str) -> None:
+    """Pieces come before the response and are a beginning of it; who did not ask hears the response alone."""
+    reader = Reader()
+    async with talking(api, user, stream="true") as talk, talking(api, user, stream="no") as other:
+        api.model.configure(piece_s=0.15)
+        await talk.say("hello", id="m-1")
+        response = await reader.read(talk)
+        assert await other.hear() == response
+        api.model.configure(piece_s=0.0)
+        assert response.keys() == {"type", "content", "userid", "timestamp", "id"}
+        assert response["content"].startswith(reader.text)
+        assert len(reader.offsets) > 1
+        assert reader.to == {"m-1"}
+        await other.say("nobody who asks says this")
+        assert (await talk.hear())["type"] == (await other.hear())["type"] == "response"
+    async with talking(api, user, stream="true", since="0") as talk:
+        assert [(await talk.hear())["type"] for _ in range(2)] == ["response"] * 2
+
+
+async def test_an_answer_that_is_begun_again_begins_again(api: Api, user: str) -> None:
+    """After a call that broke off in the middle the pieces of the next one take the place of the first one's."""
+    reader = Reader()
+    async with talking(api, user, stream="true") as talk:
+        api.model.configure(faults={"half-body": 1.0}, piece_s=0.15)
+        await talk.say("hello")
+        reader.take(await talk.hear())
+        api.model.configure(faults={})
+        response = await reader.read(talk)
+        api.model.configure(piece_s=0.0)
+    assert response["type"] == "response"
+    assert response["content"].startswith(reader.text)
+    assert reader.offsets.count(0) > 1
+
+
+class Mute(MemoryChatHistory):
+    """A history that can't be told of pieces."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tried = 0
+
+    async def tell(self, piece: Piece) -> None:
+        self.tried += 1
+        raise HistoryUnavailable("Redis: away")
+
+
+async def test_pieces_that_cannot_be_told_cost_no_answer(user: str) -> None:
+    """The response is there all the same."""
+    mute = Mute()
+    async with opened_parts(Settings(**MEMORY)) as opened:
+        parts = dataclasses.replace(opened, chat=dataclasses.replace(opened.chat, history=mute))
+        model = FakeSettings(piece_s=0.05)
+        async with (
+            running_api(parts=parts, model=model, roles=ROLES) as api,
+            talking(api, user, stream="true") as talk,
+        ):
+            await talk.say("hello")
+            assert (await talk.hear())["type"] == "response"
+    assert mute.tried > 0
+
+
+async def test_pieces_do_not_wait_for_the_history(user: str) -> None:
+    """While no one relays, what is made is heard; the response comes when one does, and no piece of it later."""
+    reader = Reader()
+    async with (
+        running_api(model=FakeSettings(piece_s=0.15), roles=("chat",)) as api,
+        talking(api, user, stream="true") as talk,
+    ):
+        await talk.say("hello", id="m-1")
+        while len(reader.offsets) < 2:
+            reader.take(await talk.hear())
+        async with running_roles(("relay",), Settings(**MEMORY), api.parts):
+            response = await reader.read(talk)
+            assert response["content"].startswith(reader.text)
+            await api.parts.chat.history.tell(Piece(user, "m-1", len(reader.text), " late"))
+            await talk.say("hello again", id="m-2")
+            later = Reader()
+            assert (await later.read(talk))["type"] == "response"
+            assert later.to == {"m-2"}
 
 
 # --- settings -------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from support import Redis, eventually, unique_name
 from travelrec.adapters.memory_chat import MemoryChatHistory
 from travelrec.adapters.sqlite import SqliteStore
 from travelrec.adapters.sqlite_chat import SqliteChatHistory
-from travelrec.chat.message import Entry, Reply, Said
+from travelrec.chat.message import Entry, Piece, Reply, Said
 from travelrec.chat.ports import ChatHistory
 from travelrec.errors import HistoryUnavailable
 
@@ -127,6 +127,23 @@ async def test_every_append_rings_for_its_user(history: ChatHistory, user: str) 
     assert heard.count(user) == 2
 
 
+async def test_pieces_are_heard_by_who_listens_and_kept_nowhere(history: ChatHistory, user: str) -> None:
+    """A piece comes as it was told, rings for nobody, and is not in the history; one that nobody hears is gone."""
+    pieces = [Piece(user, "1", 0, "é🏝\n"), Piece(user, "1", 3, '"more"')]
+    await history.tell(Piece(user, "0", 0, "too early"))
+    heard: list[Piece] = []
+    rung: list[str | None] = []
+    async with history.listen(rung.append, heard.append), history.listen(rung.append):
+        for piece in pieces:
+            await history.tell(piece)
+        await eventually(lambda: len(heard) == len(pieces))
+        await history.append(reply(user, "1"))
+        await eventually(lambda: rung.count(user) == 2)
+    assert heard == pieces
+    assert await history.recent(user, 10) == await history.after(user, "", 10)
+    assert shown(list(await history.recent(user, 10))) == [("message", "1"), ("response", "1")]
+
+
 async def test_the_file_keeps_a_history(tmp_path: Path, user: str) -> None:
     """With SQLite what was said is there after a restart, and is not appended again."""
     for expected in (True, False):
@@ -152,6 +169,7 @@ async def test_redis_that_goes_and_comes_back(new_redis: Callable[..., Redis], u
                 history.after(user, "", 10),
                 history.recent(user, 10),
                 history.ping(),
+                history.tell(Piece(user, "2", 0, "nobody hears")),
             ):
                 with pytest.raises(HistoryUnavailable):
                     await call

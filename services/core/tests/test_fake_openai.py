@@ -166,6 +166,16 @@ async def test_a_streamed_answer_is_the_whole_one_in_pieces():
 
 
 @pytest.mark.asyncio
+async def test_a_streamed_answer_takes_its_time_for_each_piece():
+    """piece_s: the pieces come one by one, so that a caller sees an answer grow."""
+    async with running(FakeSettings(piece_s=0.05)) as fake, sdk(fake) as client:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        chunks = [chunk async for chunk in await client.chat.completions.create(**chat(stream=True))]
+        assert loop.time() - began >= 0.05 * (len(chunks) - 1)
+
+
+@pytest.mark.asyncio
 async def test_json_mode_follows_the_schema_in_the_prompt():
     """json_object gives the trip, or an instance of a schema written into the prompt; without 'json': 400."""
     other = {"type": "object", "properties": {"budget": {"type": "integer", "minimum": 40}}}

@@ -1,6 +1,7 @@
 """The model over the OpenAI SDK, on real sockets: what each trouble of a provider becomes, and what is sent."""
 
 import asyncio
+import itertools
 import json
 import time
 from collections.abc import AsyncIterator
@@ -29,7 +30,7 @@ from travelrec.errors import (
 )
 from travelrec.fake_openai import FAULTS, FakeSettings, running
 from travelrec.kinds.recommendation.prompt import question
-from travelrec.ports import Answer, Question
+from travelrec.ports import Answer, Conversation, Question, Turn
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(60)]
 
@@ -410,3 +411,96 @@ async def test_a_server_that_is_not_there_offers_nothing() -> None:
     async with OpenAIModel.opened(api_key=KEY, base_url=url, model="m", connections=1) as model:
         with pytest.raises(ProviderDown):
             await model.offered(LONG_S)
+
+
+# --- an answer in pieces -----------------------------------------------------------------------------
+
+
+def streamed(heard: list[str]) -> Conversation:
+    return Conversation("You are short.", [Turn("user", "Where to?")], 100, heard.append)
+
+
+def events(*chunks: object) -> bytes:
+    return b"".join(b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in chunks)
+
+
+def chunk(finish: str | None = None, **delta: object) -> dict[str, object]:
+    return {"choices": [{"index": 0, "delta": delta, "finish_reason": finish}], "model": "m"}
+
+
+async def test_an_answer_that_is_heard_comes_in_pieces() -> None:
+    """Each time there is more, all that there is is heard; the answer is the same as of a call that is not heard."""
+    heard: list[str] = []
+    async with running() as fake, model(fake.base_url) as asked:
+        answer = await asked.ask(streamed(heard), LONG_S)
+        whole = await asked.ask(Conversation("You are short.", [Turn("user", "Where to?")], 100), LONG_S)
+    assert answer == whole
+    assert heard[-1] == answer.text
+    assert len(heard) > 3
+    assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(heard))
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        ("half-body", ModelBusy),
+        ("reset", ModelBusy),
+        ("slow-drip", ModelTimeout),
+        ("hang", ModelTimeout),
+        ("refusal", Refused),
+        ("content-filter", Filtered),
+        ("429", RateLimited),
+        ("401", BadKey),
+    ],
+)
+async def test_a_fault_of_a_stream_is_the_same_error(fault: str, expected: type[ModelError]) -> None:
+    """However much of the answer was heard before."""
+    timeout_s = SOON_S if expected is ModelTimeout else LONG_S
+    async with running(FakeSettings(faults={fault: 1.0})) as fake, model(fake.base_url) as asked:
+        with pytest.raises(expected) as raised:
+            await asked.ask(streamed([]), timeout_s)
+    assert_fit_for_a_user(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (events(chunk(content="Go")), ModelBusy),
+        (b"", ModelBusy),
+        (b"data: {\n\n", BrokenOutput),
+        (events({"choices": [{}]}), BrokenOutput),
+        (events(chunk(content=["Go"])), BrokenOutput),
+        (events(chunk(), chunk("stop")), BrokenOutput),
+        (events({"error": {"message": "The engine is overloaded."}}), ModelBusy),
+    ],
+)
+async def test_something_else_than_a_stream(body: bytes, expected: type[ModelError]) -> None:
+    """What ends before its end, or can't be read, is no answer."""
+    server = Server(body, headers={"Content-Type": "text/event-stream"})
+    async with server.running(), model(server.url) as asked:
+        with pytest.raises(expected):
+            await asked.ask(streamed([]), LONG_S)
+
+
+async def test_a_stream_that_is_cut_at_the_limit_says_so() -> None:
+    """As a whole answer does; what the usage is missing of counts as nothing."""
+    heard: list[str] = []
+    server = Server(events(chunk(content="Go no"), chunk("length")))
+    server.headers["Content-Type"] = "text/event-stream; charset=utf-8"
+    async with server.running(), model(server.url) as asked:
+        assert await asked.ask(streamed(heard), LONG_S) == Answer("Go no…", "m", 0, 0)
+    assert heard == ["Go no"]
+    assert server.asked[0][2]["stream"] is True
+
+
+async def test_a_server_that_streams_not_is_asked_for_whole_answers() -> None:
+    """One that says so is asked once; one that answers whole all the same has answered."""
+    refuses = Server(b'{"error": {"message": "stream is not supported", "param": "stream"}}', status=400)
+    async with refuses.running(), model(refuses.url) as asked:
+        for _ in range(2):
+            with pytest.raises(BadModelRequest):
+                await asked.ask(streamed([]), LONG_S)
+    assert [body.get("stream") for _, _, body in refuses.asked] == [True, None, None]
+    ignores = Server(completion(content="Go north."))
+    async with ignores.running(), model(ignores.url) as asked:
+        assert (await asked.ask(streamed([]), LONG_S)).text == "Go north."

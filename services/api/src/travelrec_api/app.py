@@ -56,7 +56,9 @@ def create_app(settings: Settings, parts: Parts | None = None) -> tuple[FastAPI,
             background = await stack.enter_async_context(asyncio.TaskGroup())
             await stack.enter_async_context(opened.signals.listen(state.waiters.hear))
             if state.chats is not None:
-                await stack.enter_async_context(state.chats.history.listen(state.chats.ring))
+                await stack.enter_async_context(
+                    state.chats.history.listen(state.chats.ring, state.chats.hear)
+                )
                 if parts is None and settings.chat_token_secret is None:
                     log.warning("any token opens a chat: CHAT_TOKEN_SECRET is not set")
             helpers = [

@@ -7,6 +7,7 @@ import json
 import math
 import re
 import time
+from collections import deque
 from collections.abc import Mapping
 from typing import Any  # ASGI's events
 
@@ -18,13 +19,13 @@ from starlette.responses import Response
 from starlette.websockets import WebSocketDisconnect
 
 from travelrec import metrics, tracing
-from travelrec.chat.message import UNAVAILABLE, Said, error_frame, is_userid, read_frame, shown
+from travelrec.chat.message import UNAVAILABLE, Said, delta_frame, error_frame, is_userid, read_frame, shown
 from travelrec.chat.ports import ChatHistory
 from travelrec.chat.wire import encode_said
 from travelrec.errors import BrokerUnavailable, InvalidInput, Unavailable
 from travelrec.job import Json, new_uid
 from travelrec.wire import INCOMING_TOPIC
-from travelrec_api.chats import Chats
+from travelrec_api.chats import Chats, Ear
 from travelrec_api.edge import request_id_of
 from travelrec_api.problems import RETRY_AFTER_S, Problem, answer, problem
 
@@ -38,6 +39,7 @@ _NUMBER = re.compile(r"[0-9]{1,9}")
 _SEND_S = 10.0  # in which a reader must take a frame
 _LOOK_AGAIN_S = 15.0  # a bell may be lost
 _AWAY_S = 1.0
+_ANSWERED_KEPT = 10  # messages of which no piece is sent any more
 _RESTARTING = 1012
 _SLOW = 1008
 
@@ -47,20 +49,29 @@ class _TooSlow(Exception):
 
 
 class _Connection:
-    """One socket of `userid`, from which `position` in the history on."""
+    """One socket of `userid`, from which `position` in the history on, and whether with pieces of answers."""
 
-    def __init__(self, socket: WebSocket, chats: Chats, userid: str, position: str, request_id: str) -> None:
+    def __init__(
+        self,
+        socket: WebSocket,
+        chats: Chats,
+        userid: str,
+        position: str,
+        request_id: str,
+        *,
+        streamed: bool,
+    ) -> None:
         self._socket = socket
         self._chats = chats
         self._userid = userid
         self._position = position
         self._request_id = request_id
-        self._bell = asyncio.Event()
-        self._messages = 0
+        self._ear = Ear(streamed=streamed)
+        self._answered: deque[str] = deque(maxlen=_ANSWERED_KEPT)
 
     async def run(self) -> int | None:
         """Until the client goes (None), or is to be sent away with a code."""
-        self._chats.enter(self._userid, self._bell)
+        self._chats.enter(self._userid, self._ear)
         reading = asyncio.create_task(self._read())
         tasks = [
             reading,
@@ -79,7 +90,7 @@ class _Connection:
                 task.result()
             return _RESTARTING
         finally:
-            self._chats.leave(self._userid, self._bell)
+            self._chats.leave(self._userid, self._ear)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -113,7 +124,8 @@ class _Connection:
         headers = {"request-id": self._request_id, **tracing.carried(span)}
         try:
             with tracing.span(f"publish {INCOMING_TOPIC}", span, SpanKind.PRODUCER):
-                await self._chats.broker.publish(INCOMING_TOPIC, [encode_said(said, headers)])
+                message = encode_said(said, headers, streamed=self._ear.streamed)
+                await self._chats.broker.publish(INCOMING_TOPIC, [message])
         except BrokerUnavailable as error:
             log.warning("message not taken over", error=str(error), request_id=self._request_id)
             tracing.failed(span, "BrokerUnavailable")
@@ -121,32 +133,43 @@ class _Connection:
         finally:
             span.end()
         metrics.CHAT_MESSAGES.labels("accepted").inc()
-        self._messages += 1
         return None
 
     async def _follow(self) -> None:
-        """Sends what the history has behind the position, and goes on when the bell rings."""
+        """Sends what the history has behind the position, and goes on when the bell rings or a piece is there."""
+        ear = self._ear
         while True:
-            self._bell.clear()
+            ear.news.clear()
+            while ear.pieces:
+                piece = ear.pieces.popleft()
+                if piece.message not in self._answered:
+                    await self._send(delta_frame(piece))
+            if ear.grown:
+                ear.grown = False
+                try:
+                    await self._send_entries()
+                except Unavailable as error:
+                    log.warning("chat waits for its history", error=str(error))
+                    ear.grown = True
+                    await asyncio.sleep(_AWAY_S)
+                    continue
             try:
-                entries = await self._chats.history.after(self._userid, self._position, _PAGE)
-            except Unavailable as error:
-                log.warning("chat waits for its history", error=str(error))
-                await asyncio.sleep(_AWAY_S)
-                continue
+                async with asyncio.timeout(_LOOK_AGAIN_S):
+                    await ear.news.wait()
+            except TimeoutError:
+                ear.grown = True
+
+    async def _send_entries(self) -> None:
+        while True:
+            entries = await self._chats.history.after(self._userid, self._position, _PAGE)
             for entry in entries:
                 if entry.kind != "message":
                     await self._send(shown(entry, self._userid))
+                if entry.kind == "response":
+                    self._answered.append(entry.message)
                 self._position = entry.id
             if len(entries) < _PAGE:
-                await self._rung()
-
-    async def _rung(self) -> None:
-        try:
-            async with asyncio.timeout(_LOOK_AGAIN_S):
-                await self._bell.wait()
-        except TimeoutError:
-            pass
+                return
 
     async def _send(self, frame: Mapping[str, Json]) -> None:
         try:
@@ -158,7 +181,7 @@ class _Connection:
 
 @router.websocket("/ws")
 async def talk(socket: WebSocket) -> None:
-    """See the contract: `?token=…&userid=…`, and `&since=…` for what was missed."""
+    """See the contract: `?token=…&userid=…`, `&since=…` for what was missed, `&stream=true` for pieces of answers."""
     request_id = request_id_of(socket.scope)
     named = {"X-Request-ID": request_id}
     chats: Chats | None = socket.app.state.parts.chats
@@ -181,7 +204,8 @@ async def talk(socket: WebSocket) -> None:
             return
         await socket.accept(headers=[(b"x-request-id", request_id.encode())])
         log.info("chat opened", request_id=request_id)
-        code = await _Connection(socket, chats, userid, position, request_id).run()
+        streamed = query.get("stream") == "true"
+        code = await _Connection(socket, chats, userid, position, request_id, streamed=streamed).run()
     if code is not None:
         try:
             async with asyncio.timeout(_AWAY_S):

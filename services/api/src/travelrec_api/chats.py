@@ -3,14 +3,39 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from travelrec import metrics
+from travelrec.chat.message import Piece
 from travelrec.chat.ports import ChatHistory, RateLimit
 from travelrec.chat.tokens import may_speak
 from travelrec.ports import Broker
 from travelrec.settings import Settings
+
+_PIECES_KEPT = 100  # for a connection that does not keep up
+
+
+class Ear:
+    """What a connection is to look at: whether the history has `grown`, and pieces of answers, where it wants them."""
+
+    def __init__(self, *, streamed: bool) -> None:
+        self.streamed = streamed
+        self.grown = True
+        self.pieces: deque[Piece] = deque(maxlen=_PIECES_KEPT)
+        self.news = asyncio.Event()
+
+    def ring(self) -> None:
+        """The history has grown, or may have."""
+        self.grown = True
+        self.news.set()
+
+    def hear(self, piece: Piece) -> None:
+        """A piece of an answer is there."""
+        if self.streamed:
+            self.pieces.append(piece)
+            self.news.set()
 
 
 class Chats:
@@ -23,7 +48,7 @@ class Chats:
         self.stopping = asyncio.Event()
         self._settings = settings
         self._origins = {origin.strip().rstrip("/") for origin in settings.chat_origins.split(",")} - {""}
-        self._bells: dict[str, set[asyncio.Event]] = {}
+        self._ears: dict[str, set[Ear]] = {}
         self.open = 0
 
     @property
@@ -42,23 +67,28 @@ class Chats:
     def ring(self, userid: str | None) -> None:
         """Lets the connections of `userid`, or all, look into the history."""
         if userid is not None:
-            for bell in self._bells.get(userid, ()):
-                bell.set()
+            for ear in self._ears.get(userid, ()):
+                ear.ring()
         else:
-            for bells in self._bells.values():
-                for bell in bells:
-                    bell.set()
+            for ears in self._ears.values():
+                for ear in ears:
+                    ear.ring()
 
-    def enter(self, userid: str, bell: asyncio.Event) -> None:
+    def hear(self, piece: Piece) -> None:
+        """Lets those connections of its user that want to hear of it."""
+        for ear in self._ears.get(piece.userid, ()):
+            ear.hear(piece)
+
+    def enter(self, userid: str, ear: Ear) -> None:
         """A connection of `userid` is there."""
-        self._bells.setdefault(userid, set()).add(bell)
+        self._ears.setdefault(userid, set()).add(ear)
 
-    def leave(self, userid: str, bell: asyncio.Event) -> None:
+    def leave(self, userid: str, ear: Ear) -> None:
         """It has gone."""
-        bells = self._bells[userid]
-        bells.discard(bell)
-        if not bells:
-            del self._bells[userid]
+        ears = self._ears[userid]
+        ears.discard(ear)
+        if not ears:
+            del self._ears[userid]
 
     @contextmanager
     def place(self) -> Iterator[None]:

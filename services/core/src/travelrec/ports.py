@@ -223,11 +223,15 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """What is said to the model when the answer is plain text: the last turn is the one to be answered."""
+    """What is said to the model when the answer is plain text: the last turn is the one to be answered.
+
+    `hear` is called with what there is of the answer each time that there is more, by each call from its beginning.
+    """
 
     system: str
     turns: Sequence[Turn]
     max_tokens: int
+    hear: Callable[[str], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)

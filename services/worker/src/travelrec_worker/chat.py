@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
+from dataclasses import replace
 
 import structlog
 from opentelemetry.trace import SpanKind
@@ -13,7 +14,7 @@ from travelrec import metrics, tracing
 from travelrec.chat.message import UNAVAILABLE, Entry, Reply, Said, notes_of, plain
 from travelrec.chat.ports import ChatHistory
 from travelrec.chat.prompt import CONTEXT_ENTRIES, conversation
-from travelrec.chat.wire import decode_said, encode_reply
+from travelrec.chat.wire import decode_said, encode_reply, is_streamed
 from travelrec.errors import (
     BrokerUnavailable,
     ModelError,
@@ -22,10 +23,11 @@ from travelrec.errors import (
     Unavailable,
     Undecodable,
 )
-from travelrec.ports import Broker, Delivery
+from travelrec.ports import Broker, Conversation, Delivery
 from travelrec.retry import RetryPolicy
 from travelrec.wire import INCOMING_TOPIC, RESPONSES_TOPIC
 from travelrec_worker.gate import Gate, Shut
+from travelrec_worker.preview import previewed
 from travelrec_worker.progress import Progress
 from travelrec_worker.rejected import rejected
 
@@ -77,7 +79,7 @@ class Chat:
             if await self._is_answered(said):
                 self._repeats.inc()
             else:
-                reply = await self._reply(said)
+                reply = await self._reply(said, streamed=is_streamed(message))
                 await self._publish(reply, headers)
                 self._remember(reply)
         delivery.acknowledge()
@@ -91,11 +93,16 @@ class Chat:
             log.warning("repeats are not known", error=str(error))
             return False
 
-    async def _reply(self, said: Said) -> Reply:
-        before = await self._before(said.userid)
+    async def _reply(self, said: Said, *, streamed: bool) -> Reply:
+        asked = conversation(await self._before(said.userid), said.content)
         began = time.monotonic()
         try:
-            text = plain(await self._ask(said, before))
+            if streamed:
+                async with previewed(self._history, said) as hear:
+                    answer = await self._ask(said, replace(asked, hear=hear))
+            else:
+                answer = await self._ask(said, asked)
+            text = plain(answer)
         except (ModelError, Shut, TimeoutError) as error:
             title = error.title if isinstance(error, ModelError) else "Model timeout"
             self._replies["failed"].inc()
@@ -105,9 +112,8 @@ class Chat:
         log.info("message answered", message=said.id, seconds=round(time.monotonic() - began, 3))
         return Reply(said, text, time.time())
 
-    async def _ask(self, said: Said, before: list[Entry]) -> str:
+    async def _ask(self, said: Said, asked: Conversation) -> str:
         """The model's answer, after as many attempts as its time allows; raises what the last of them came to."""
-        asked = conversation(before, said.content)
         waited_s = time.time() - said.at
         ends_at = time.monotonic() + max(_LEAST_S, min(self._timeout_s, self._timeout_s - waited_s))
         failures = 0

@@ -15,6 +15,7 @@ const STATES = { waiting: "Waiting", sent: "Sent", failed: "Failed" };
 let user = null; // {userid, token}, or null before the sign-in and after the sign-out
 let said = []; // the history, oldest first
 let limit = PAGE;
+let coming = null; // what there is of an answer that is being made: {to, text, isOver}
 let outbox = []; // what has no answer yet: {id, content, behind, state, error}
 let socket = null;
 let position = null; // the id behind which the connection goes on; null before the history was read
@@ -103,6 +104,7 @@ function take(entries) {
   const newest = said.at(-1)?.id;
   said = entries;
   position ??= entries.at(-1)?.id ?? "0"; // which is before all
+  if (coming?.isOver) coming = null;
   if (!isFirst) {
     const heard = entries.slice(entries.findIndex(({ id }) => id === newest) + 1);
     const answers = heard.filter(({ type }) => type === "response");
@@ -139,7 +141,7 @@ async function connect() {
   if (position === null && !(await read())) return;
   if (!user || socket) return;
   const scheme = location.protocol === "https:" ? "wss" : "ws";
-  const query = new URLSearchParams({ token: user.token, userid: user.userid, since: position });
+  const query = new URLSearchParams({ token: user.token, userid: user.userid, since: position, stream: true });
   const mine = new WebSocket(`${scheme}://${location.host}/ws?${query}`);
   socket = mine;
   const opening = setTimeout(() => mine.close(), PATIENCE_MS);
@@ -158,7 +160,7 @@ async function connect() {
 
 /** The connection has gone: what was sent on it counts as not sent, and is sent again with the same id. */
 function lost() {
-  socket = null;
+  socket = coming = null;
   clearTimeout(silence);
   failures++;
   for (const message of outbox) if (message.state === "sent") message.state = "waiting";
@@ -199,18 +201,32 @@ function drop() {
 function hear(text) {
   const frame = JSON.parse(text);
   clearTimeout(silence);
-  if (frame.type === "response") {
+  if (frame.type === "delta") {
+    hearPiece(frame);
+    silence = setTimeout(drop, SILENCE_MS);
+  } else if (frame.type === "response") {
     position = frame.id;
+    if (coming) coming.isOver = true;
     read();
   } else if (frame.type === "error") {
     refused(frame.message);
   }
 }
 
+/** A piece stands from its offset on; one that does not join on is left out: the response has it all. */
+function hearPiece({ to, offset, content }) {
+  if (coming?.to !== to || coming.isOver) coming = { to, text: "", isOver: false };
+  const before = [...coming.text];
+  if (offset > before.length) return;
+  coming.text = before.slice(0, offset).join("") + content;
+  draw();
+}
+
 /** An error names no message; one is on its way at a time, so it is about that one. */
 function refused(words) {
+  coming = null;
   const message = outbox.find(({ state }) => state === "sent");
-  if (!message) return;
+  if (!message) return draw();
   const seconds = words.match(/Try again in (\d+) seconds/)?.[1];
   if (seconds) {
     message.state = "waiting";
@@ -262,10 +278,13 @@ function draw(toEnd = false) {
   const items = said
     .filter(({ id }) => !hidden.has(id))
     .map((entry) => before.get(entry.id) ?? bubble(entry.id, entry.type, entry.content, entry.timestamp));
-  for (const message of outbox) {
+  const asked = outbox.findIndex(({ id }) => id === coming?.to);
+  if (coming?.text && asked < 0) items.push(comingBubble(before));
+  for (const [place, message] of outbox.entries()) {
     const item = before.get(`own ${message.id}`) ?? bubble(`own ${message.id}`, "message", message.content);
     fill(item, message);
     items.push(item);
+    if (coming?.text && asked === place) items.push(comingBubble(before));
   }
   const list = $("talk");
   items.forEach((item, at) => item !== list.children[at] && list.insertBefore(item, list.children[at] ?? null));
@@ -295,6 +314,15 @@ function bubble(key, type, content, timestamp) {
     time.dateTime = timestamp;
     item.append(time);
   }
+  return item;
+}
+
+/** What there is of the answer that is being made. */
+function comingBubble(before) {
+  const key = `to ${coming.to}`;
+  const item = before.get(key) ?? bubble(key, "coming", coming.text);
+  const text = item.querySelector(".words").lastChild;
+  if (text.data !== coming.text) text.data = coming.text;
   return item;
 }
 
@@ -364,7 +392,7 @@ function signIn(one) {
 
 function signOut(why = "") {
   const old = socket;
-  user = socket = position = null;
+  user = socket = position = coming = null;
   said = [];
   outbox = [];
   limit = PAGE;

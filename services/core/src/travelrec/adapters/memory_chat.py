@@ -6,7 +6,7 @@ import itertools
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
-from travelrec.chat.message import Entry, Reply, Said, notes_of
+from travelrec.chat.message import Entry, Piece, Reply, Said, notes_of
 
 
 class MemoryChatHistory:
@@ -17,7 +17,7 @@ class MemoryChatHistory:
         self._entries: dict[str, list[Entry]] = {}
         self._answered: set[tuple[str, str]] = set()
         self._numbers = itertools.count(1)
-        self._listeners: list[Callable[[str | None], None]] = []
+        self._listeners: list[tuple[Callable[[str | None], None], Callable[[Piece], None] | None]] = []
 
     async def append(self, reply: Reply) -> bool:
         """See `chat.ports.ChatHistory`."""
@@ -32,7 +32,7 @@ class MemoryChatHistory:
                 Entry(str(next(self._numbers)), reply.kind, reply.content, reply.at, said.id),
             ]
             del entries[: -self._limit]
-        for ring in list(self._listeners):
+        for ring, _ in list(self._listeners):
             ring(said.userid)
         return added
 
@@ -50,14 +50,22 @@ class MemoryChatHistory:
         """See `chat.ports.ChatHistory`."""
         return self._entries.get(userid, [])[-limit:]
 
-    @asynccontextmanager
-    async def listen(self, ring: Callable[[str | None], None]) -> AsyncIterator[None]:
+    async def tell(self, piece: Piece) -> None:
         """See `chat.ports.ChatHistory`."""
-        self._listeners.append(ring)
+        for _, hear in list(self._listeners):
+            if hear is not None:
+                hear(piece)
+
+    @asynccontextmanager
+    async def listen(
+        self, ring: Callable[[str | None], None], hear: Callable[[Piece], None] | None = None
+    ) -> AsyncIterator[None]:
+        """See `chat.ports.ChatHistory`."""
+        self._listeners.append((ring, hear))
         try:
             yield
         finally:
-            self._listeners.remove(ring)
+            self._listeners.remove((ring, hear))
 
     async def ping(self) -> None:
         """See `chat.ports.ChatHistory`."""

@@ -11,7 +11,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any  # a provider's JSON
@@ -20,7 +20,7 @@ import aiohttp
 import httpx2
 import openai
 import structlog
-from openai import AsyncOpenAI, DefaultAioHttpClient
+from openai import AsyncOpenAI, AsyncStream, DefaultAioHttpClient
 from opentelemetry.trace import SpanKind
 
 from travelrec import tracing
@@ -52,6 +52,10 @@ class _UnsupportedForm(BadModelRequest):
     """The server can't be asked for an answer of this form."""
 
 
+class _Unstreamable(BadModelRequest):
+    """The server can't be asked for an answer in pieces."""
+
+
 class OpenAIModel:
     """See `ports.Model`; made by `opened`."""
 
@@ -60,6 +64,7 @@ class OpenAIModel:
         self._model = model
         self._formats: dict[str, Any] = {}
         self._form = _FORMS[0]
+        self._streams = True
         self._attributes: dict[str, str | int] = {
             "gen_ai.operation.name": "chat",
             "gen_ai.provider.name": "openai",  # the protocol's; server.address tells compatible ones apart
@@ -117,7 +122,7 @@ class OpenAIModel:
             body["response_format"] = self._format(question)
         elif form == "json_object":
             body["response_format"] = {"type": "json_object"}
-        answer = await self._traced(body, timeout_s, whole=True)
+        answer = await self._traced(self._answered(body, timeout_s, whole=True))
         return replace(answer, text=_object_in(answer.text))
 
     async def _converse(self, conversation: Conversation, timeout_s: float) -> Answer:
@@ -127,16 +132,26 @@ class OpenAIModel:
             "messages": [{"role": "system", "content": conversation.system}, *said],
             "max_completion_tokens": conversation.max_tokens,
         }
-        answer = await self._traced(body, timeout_s, whole=False)
+        ends_at = time.monotonic() + timeout_s
+        answer = None
+        if conversation.hear is not None and self._streams:
+            try:
+                answer = await self._traced(self._streamed(body, timeout_s, conversation.hear))
+            except _Unstreamable:
+                self._streams = False
+                log.warning("model server can't stream", uses="whole answers")
+        if answer is None:
+            left_s = ends_at - time.monotonic()
+            answer = await self._traced(self._answered(body, left_s, whole=False))
         if not answer.text.strip():
             raise BrokenOutput("The model said nothing.")
         return answer
 
-    async def _traced(self, body: Mapping[str, Any], timeout_s: float, *, whole: bool) -> Answer:
+    async def _traced(self, answered: Awaitable[Answer]) -> Answer:
         with tracing.span(
             f"chat {self._model}", tracing.current(), SpanKind.CLIENT, self._attributes
         ) as span:
-            answer = await self._answered(body, timeout_s, whole)
+            answer = await answered
             span.set_attributes(
                 {
                     "gen_ai.response.model": answer.model,
@@ -146,22 +161,32 @@ class OpenAIModel:
             )
             return answer
 
-    async def _answered(self, body: Mapping[str, Any], timeout_s: float, whole: bool) -> Answer:
-        try:
-            async with asyncio.timeout(timeout_s):  # the SDK's own begins again with every byte
-                response = await self._client.post(
-                    "/chat/completions", body=body, cast_to=httpx2.Response, options={"timeout": timeout_s}
-                )
-        except TimeoutError as error:
-            raise ModelTimeout(_TOO_LATE) from error
-        except openai.OpenAIError as error:
-            raise _translated(error) from error
-        try:
+    async def _answered(self, body: Mapping[str, Any], timeout_s: float, *, whole: bool) -> Answer:
+        async with _completion(timeout_s):
+            response = await self._client.post(
+                "/chat/completions", body=body, cast_to=httpx2.Response, options={"timeout": timeout_s}
+            )
             return _answer(json.loads(response.content), allowance(response.headers), whole)
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            raise BrokenOutput(
-                "The model's server answered with something else than a completion."
-            ) from error
+
+    async def _streamed(
+        self, body: Mapping[str, Any], timeout_s: float, hear: Callable[[str], None]
+    ) -> Answer:
+        asked = {**body, "stream": True, "stream_options": {"include_usage": True}}
+        async with _completion(timeout_s):
+            stream: AsyncStream[Any] = await self._client.post(
+                "/chat/completions",
+                body=asked,
+                cast_to=object,
+                options={"timeout": timeout_s},
+                stream=True,
+                stream_cls=AsyncStream[object],
+            )
+            async with stream:
+                if "event-stream" in stream.response.headers.get("content-type", ""):
+                    completion = await _gathered(stream, hear)
+                else:
+                    completion = json.loads(await stream.response.aread())
+            return _answer(completion, allowance(stream.response.headers), whole=False)
 
     async def offered(self, timeout_s: float) -> frozenset[str]:
         """See `ports.Model`."""
@@ -191,6 +216,38 @@ class OpenAIModel:
                 },
             }
         return self._formats[question.schema_name]
+
+
+@asynccontextmanager
+async def _completion(timeout_s: float) -> AsyncIterator[None]:
+    """What goes wrong with a completion, in this project's errors."""
+    try:
+        async with asyncio.timeout(timeout_s):  # the SDK's own begins again with every byte
+            yield
+    except TimeoutError as error:
+        raise ModelTimeout(_TOO_LATE) from error
+    except openai.OpenAIError as error:
+        raise _translated(error) from error
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise BrokenOutput("The model's server answered with something else than a completion.") from error
+
+
+async def _gathered(chunks: AsyncIterator[Mapping[str, Any]], hear: Callable[[str], None]) -> dict[str, Any]:
+    """The completion that came in `chunks`; of its text `hear` is told as it grows."""
+    message = {"content": "", "refusal": ""}
+    whole: dict[str, Any] = {"choices": [{"message": message}]}
+    async for chunk in chunks:
+        whole |= {name: chunk[name] for name in ("model", "usage") if chunk.get(name)}
+        for choice in chunk["choices"][:1]:
+            for name in message:
+                message[name] += choice["delta"].get(name) or ""
+            if choice["delta"].get("content"):
+                hear(message["content"])
+            if choice.get("finish_reason"):
+                whole["choices"][0]["finish_reason"] = choice["finish_reason"]
+    if "finish_reason" not in whole["choices"][0]:
+        raise ModelBusy("The connection to the model broke.")
+    return whole
 
 
 def _answer(body: Mapping[str, Any], allowed: Allowance | None, whole: bool) -> Answer:
@@ -270,6 +327,8 @@ def _by_status(error: openai.APIStatusError) -> ModelError:
             return RateLimited(message, retry_after_s=wish, allowance=allowance(headers))
         case 400 | 422 if re.search("response_format|json_schema|json_object", error.message):
             return _UnsupportedForm(f"The model's server rejects the request ({error.status_code}).")
+        case 400 | 422 if re.search(r"\bstream", error.message):
+            return _Unstreamable(f"The model's server rejects the request ({error.status_code}).")
         case 408 | 409 | 425:
             return ModelBusy(f"The model's server answered {error.status_code}.", retry_after_s=wish)
         case status if status >= 500:  # noqa: PLR2004 - HTTP's server errors

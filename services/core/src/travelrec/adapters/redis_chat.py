@@ -1,4 +1,4 @@
-"""Chats in Redis: a stream for each user, and a channel that rings when it grows.
+"""Chats in Redis: a stream for each user, and a channel that rings when it grows, and has pieces of answers.
 
 A script appends a message, its reply and the note that it is answered, and publishes, all in one go. The keys of a
 user share a hash tag, so that a cluster keeps them together.
@@ -18,7 +18,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from travelrec.adapters.redis_retry import ONCE_MORE
-from travelrec.chat.message import Entry, Reply, Said, notes_of
+from travelrec.chat.message import Entry, Piece, Reply, Said, notes_of
 from travelrec.errors import HistoryUnavailable
 
 log = structlog.get_logger(__name__)
@@ -102,11 +102,19 @@ class RedisChatHistory:
         async with self._answering():
             return _entries(await self._redis.xrevrange(_stream(userid), "+", "-", limit))[::-1]
 
+    async def tell(self, piece: Piece) -> None:
+        """See `chat.ports.ChatHistory`."""
+        text = json.dumps([piece.message, piece.offset, piece.content], ensure_ascii=False)
+        async with self._answering():
+            await self._redis.publish(_BELL + piece.userid, text)
+
     @asynccontextmanager
-    async def listen(self, ring: Callable[[str | None], None]) -> AsyncIterator[None]:
+    async def listen(
+        self, ring: Callable[[str | None], None], hear: Callable[[Piece], None] | None = None
+    ) -> AsyncIterator[None]:
         """See `chat.ports.ChatHistory`."""
         ready = asyncio.Event()
-        task = asyncio.create_task(self._hear(ring, ready))
+        task = asyncio.create_task(self._listen(ring, hear, ready))
         try:
             await asyncio.wait([waiting := asyncio.create_task(ready.wait())], timeout=_READY_S)
             waiting.cancel()
@@ -115,7 +123,12 @@ class RedisChatHistory:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
-    async def _hear(self, ring: Callable[[str | None], None], ready: asyncio.Event) -> None:
+    async def _listen(
+        self,
+        ring: Callable[[str | None], None],
+        hear: Callable[[Piece], None] | None,
+        ready: asyncio.Event,
+    ) -> None:
         while True:
             try:
                 async with self._bells.pubsub() as bell:
@@ -127,7 +140,11 @@ class RedisChatHistory:
                             async with asyncio.timeout(self._timeout_s):
                                 await bell.ping()
                         elif message["type"] == "pmessage":
-                            ring(message["channel"].removeprefix(_BELL))
+                            userid = message["channel"].removeprefix(_BELL)
+                            if not message["data"]:
+                                ring(userid)
+                            elif hear is not None:
+                                hear(Piece(userid, *json.loads(message["data"])))
                         elif message["type"] == "psubscribe":
                             ready.set()
                             ring(None)

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 
 from travelrec.adapters.sqlite import SqliteStore
-from travelrec.chat.message import Entry, Reply, Said, notes_of
+from travelrec.chat.message import Entry, Piece, Reply, Said, notes_of
 
 _ID = re.compile(r"[0-9]{1,18}")
 _COLUMNS = "id, kind, content, at, message"
@@ -20,7 +20,7 @@ class SqliteChatHistory:
     def __init__(self, store: SqliteStore, limit: int = 1_000) -> None:
         self._file = store
         self._limit = limit
-        self._listeners: list[Callable[[str | None], None]] = []
+        self._listeners: list[tuple[Callable[[str | None], None], Callable[[Piece], None] | None]] = []
 
     async def append(self, reply: Reply) -> bool:
         """See `chat.ports.ChatHistory`."""
@@ -44,7 +44,7 @@ class SqliteChatHistory:
             return True
 
         added = await self._file.write(work)
-        for ring in list(self._listeners):
+        for ring, _ in list(self._listeners):
             ring(said.userid)
         return added
 
@@ -63,14 +63,22 @@ class SqliteChatHistory:
         query = f"SELECT {_COLUMNS} FROM chats WHERE userid = ? ORDER BY id DESC LIMIT ?"  # noqa: S608 - our own
         return (await self._file.read(lambda db: _entries(db, query, userid, limit)))[::-1]
 
-    @asynccontextmanager
-    async def listen(self, ring: Callable[[str | None], None]) -> AsyncIterator[None]:
+    async def tell(self, piece: Piece) -> None:
         """See `chat.ports.ChatHistory`."""
-        self._listeners.append(ring)
+        for _, hear in list(self._listeners):
+            if hear is not None:
+                hear(piece)
+
+    @asynccontextmanager
+    async def listen(
+        self, ring: Callable[[str | None], None], hear: Callable[[Piece], None] | None = None
+    ) -> AsyncIterator[None]:
+        """See `chat.ports.ChatHistory`."""
+        self._listeners.append((ring, hear))
         try:
             yield
         finally:
-            self._listeners.remove(ring)
+            self._listeners.remove((ring, hear))
 
     async def ping(self) -> None:
         """See `chat.ports.ChatHistory`."""

@@ -16,7 +16,7 @@ MAX_FRAME = 64 * 1024  # of a message all of whose characters are escaped
 UNAVAILABLE = "Service temporarily unavailable"
 
 _USERID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +72,16 @@ class Entry:
     message: str
 
 
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Part of the answer to `message` that is being made: what stands from `offset` on, in characters, so far."""
+
+    userid: str
+    message: str
+    offset: int
+    content: str
+
+
 def is_userid(text: str) -> bool:
     """Whether `text` can be a user's id."""
     return _USERID.fullmatch(text) is not None
@@ -123,7 +133,10 @@ def _id(given: object) -> str | None:
 
 
 def plain(text: str) -> str:
-    """`text` without control characters and surrounding blanks."""
+    """`text` without control characters, halves of surrogate pairs and surrounding blanks.
+
+    That of a beginning of `text` is a beginning of that of `text`.
+    """
     return _CONTROLS.sub("", text.replace("\r\n", "\n")).strip()
 
 
@@ -137,6 +150,17 @@ def shown(entry: Entry, userid: str) -> dict[str, Json]:
         "userid": userid,
         "content": entry.content,
         "timestamp": datetime.fromtimestamp(entry.at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+    }
+
+
+def delta_frame(piece: Piece) -> dict[str, Json]:
+    """What a connection that asked for it sends of an answer that is being made."""
+    return {
+        "type": "delta",
+        "to": piece.message,
+        "offset": piece.offset,
+        "content": piece.content,
+        "userid": piece.userid,
     }
 
 

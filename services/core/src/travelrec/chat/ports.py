@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
-from travelrec.chat.message import Entry, Reply, Said
+from travelrec.chat.message import Entry, Piece, Reply, Said
 
 
 class ChatHistory(Protocol):
@@ -28,10 +28,17 @@ class ChatHistory(Protocol):
         """The newest `limit` entries, the oldest of them first."""
         ...
 
-    def listen(self, ring: Callable[[str | None], None]) -> AbstractAsyncContextManager[None]:
+    async def tell(self, piece: Piece) -> None:
+        """Lets who listens right now hear a piece of an answer that is being made; it is kept nowhere."""
+        ...
+
+    def listen(
+        self, ring: Callable[[str | None], None], hear: Callable[[Piece], None] | None = None
+    ) -> AbstractAsyncContextManager[None]:
         """Calls `ring` with the userid of every append until left; with None when some may have been missed.
 
-        Entering does not wait for a server that is away.
+        `hear` is called with every piece that is told, some of which may be missed. Entering does not wait for a
+        server that is away.
         """
         ...
 

@@ -9,10 +9,19 @@ from travelrec.chat.message import Reply, Said, is_userid
 from travelrec.errors import Undecodable
 from travelrec.wire import VERSION, Message, decoded
 
+_STREAMED = {"stream": "true"}
 
-def encode_said(said: Said, headers: Mapping[str, str]) -> Message:
-    """The message that asks for an answer."""
+
+def encode_said(said: Said, headers: Mapping[str, str], *, streamed: bool = False) -> Message:
+    """The message that asks for an answer, whose user may want to hear it while it is made."""
+    if streamed:
+        headers = {**headers, **_STREAMED}
     return _message({"v": VERSION, **_said_to_record(said)}, said.userid, headers)
+
+
+def is_streamed(message: Message) -> bool:
+    """Whether the user wants to hear the answer while it is made."""
+    return message.headers.items() >= _STREAMED.items()
 
 
 def decode_said(message: Message) -> Said:

@@ -20,6 +20,9 @@ def fake_openai(
     jitter: Annotated[
         float, typer.Option(min=0, max=1, help="Share of the latency by which a call is faster or slower.")
     ] = 0.0,
+    piece: Annotated[
+        float, typer.Option(min=0, metavar="SECONDS", help="How long each piece of a streamed answer takes.")
+    ] = 0.0,
     error_rate: Annotated[
         float, typer.Option(min=0, max=1, help="Share of the calls that get a 500, 503 or 429.")
     ] = 0.0,
@@ -50,6 +53,7 @@ def fake_openai(
             seed=seed,
             latency_s=latency,
             latency_jitter=jitter,
+            piece_s=piece,
             error_rate=error_rate,
             rate_limit_per_s=rate_limit,
             faults=dict(parse_fault(text) for text in fault or ()),

@@ -36,7 +36,8 @@ class Talk:
         self._said: dict[str, str] | None = None  # what is not answered yet
         self._position: str | None = None
         self._ended = False
-        self._answers = Console(highlight=False, markup=False)
+        self._answers = Console(highlight=False, markup=False, soft_wrap=True)
+        self._coming = ""  # what there is of an answer that is being made, as it stands on the screen
         self._states = Console(stderr=True, style="dim", highlight=False, markup=False)
 
     async def run(self) -> None:
@@ -50,6 +51,10 @@ class Talk:
                     if self._position is None:
                         await self._show_history(http)
                     query = {"token": self._token, "userid": self._userid, "since": self._position or ""}
+                    if (
+                        self._answers.is_terminal
+                    ):  # elsewhere an answer that begins anew would stand there twice
+                        query["stream"] = "true"
                     async with http.ws_connect(f"{self._url}/ws", params=query, heartbeat=15.0) as socket:
                         self._states.print("connected")
                         wait_s = _FIRST_WAIT_S
@@ -59,6 +64,7 @@ class Talk:
                         raise TravelrecError("the token is not one of this user, or it has expired") from None
                 except (aiohttp.ClientError, OSError):
                     pass  # tried again below, with what is not answered
+                self._leave_off()
                 if not self._ended:
                     self._states.print(f"no connection, trying again in {wait_s:.1f} s")
                     await asyncio.sleep(wait_s)
@@ -113,13 +119,34 @@ class Talk:
         await socket.send_str(json.dumps(self._said))
         self._states.print("sent, waiting for the answer")
 
-    def _hear(self, frame: Mapping[str, str]) -> None:
+    def _hear(self, frame: Mapping[str, Any]) -> None:
+        if frame["type"] == "delta":
+            self._hear_piece(frame["offset"], frame["content"])
+            return
         self._said = None
         if frame["type"] == "response":
             self._position = frame["id"]
-            self._answers.print(frame["content"])
+            if not frame["content"].startswith(self._coming):
+                self._leave_off()
+            self._answers.print(frame["content"].removeprefix(self._coming))
+            self._coming = ""
         else:
+            self._leave_off()
             self._states.print(f"not answered: {frame['message']}", style="red")
+
+    def _hear_piece(self, offset: int, content: str) -> None:
+        """Shows a piece that goes on where the last one ended, or begins anew; others have something missing."""
+        if offset == 0:
+            self._leave_off()
+        if offset == len(self._coming):
+            self._coming += content
+            self._answers.print(content, end="")
+
+    def _leave_off(self) -> None:
+        """What has come of an answer is no answer."""
+        if self._coming:
+            self._answers.print(" …")
+        self._coming = ""
 
 
 def _read_lines(loop: asyncio.AbstractEventLoop, lines: asyncio.Queue[str | None]) -> None:

@@ -197,7 +197,7 @@ class FakeOpenAI:
             events = chat_events(ask, said, call.id_, created)
             headers |= {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
             if fault not in ("slow-drip", "half-body"):
-                return await _stream(request, headers, events)
+                return await _stream(request, headers, events, settings.piece_s)
             payload = b"".join(events)
         else:
             payload = reply(ask, said, call.id_, created)
@@ -316,12 +316,13 @@ def _not_allowed(method: str, path: str, allowed: str) -> Refused:
 
 
 async def _stream(
-    request: web.BaseRequest, headers: dict[str, str], events: Iterable[bytes]
+    request: web.BaseRequest, headers: dict[str, str], events: Iterable[bytes], piece_s: float
 ) -> web.StreamResponse:
     response = web.StreamResponse(headers=headers)
     await response.prepare(request)
     for event in events:
         await response.write(event)
+        await asyncio.sleep(piece_s)
     await response.write_eof()
     return response
 

@@ -44,6 +44,8 @@ class FakeSettings:
     latency_s: float = 0.0
     latency_jitter: float = 0.0
     """Share of `latency_s` by which a call may be faster or slower, 0 to 1."""
+    piece_s: float = 0.0
+    """How long each piece of a streamed answer takes, of some 24 characters."""
     error_rate: float = 0.0
     """Share of the calls that get one of the statuses of `error_status`."""
     error_status: tuple[int, ...] = (500, 503, 429)
@@ -64,7 +66,7 @@ class FakeSettings:
         for name in ("latency_jitter", "error_rate"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a share from 0 to 1, not {getattr(self, name)}")
-        for name in ("latency_s", "retry_after_s", "batch_s"):
+        for name in ("latency_s", "piece_s", "retry_after_s", "batch_s"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is a number of seconds from 0 on, not {getattr(self, name)}")
         if self.rate_limit_per_s is not None and not 0 < self.rate_limit_per_s < float("inf"):
