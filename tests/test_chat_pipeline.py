@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
 
 import aiohttp
 import pytest
@@ -109,6 +110,36 @@ async def test_every_message_is_answered_once_and_in_order(
         return [length_in(answer) - 10 * number for answer in answers]
 
     assert await asyncio.gather(*(one(n) for n in range(30))) == [lengths] * 30
+
+
+async def test_an_answer_is_heard_while_it_is_made(
+    http: aiohttp.ClientSession, deployment: Deployment
+) -> None:
+    """From the model through a worker and Redis to the replica that the user is on; another user hears nothing."""
+    control = f"http://127.0.0.1:{deployment.model_port}/control"
+    users = [unique_name("user") for _ in range(2)]
+    async with AsyncExitStack() as stack:
+        sockets = []
+        for userid, api in zip(users, deployment.apis, strict=False):
+            query = {"token": signed_token(SECRET, userid, 60), "userid": userid, "stream": "true"}
+            sockets.append(
+                await stack.enter_async_context(http.ws_connect(f"{url_of(api)}/ws", params=query))
+            )
+        await http.post(control, json={"piece_s": 0.2})
+        said = {"type": "message", "content": "x" * 17, "userid": users[0], "id": "m-1"}
+        await sockets[0].send_str(json.dumps(said))
+        text, pieces = "", 0
+        while (frame := await sockets[0].receive_json(timeout=30))["type"] == "delta":
+            text, pieces = text[: frame["offset"]] + frame["content"], pieces + 1
+            assert (frame["to"], frame["userid"]) == ("m-1", users[0])
+        assert frame["content"].startswith(text)
+        assert pieces > 1
+        await http.post(control, json={"piece_s": 0})
+        await sockets[1].send_str(json.dumps({**said, "content": "x" * 18, "userid": users[1]}))
+        heard = [await sockets[1].receive_json(timeout=30)]
+        while heard[-1]["type"] == "delta":
+            heard.append(await sockets[1].receive_json(timeout=30))
+        assert {frame["userid"] for frame in heard} == {users[1]}
 
 
 async def test_nothing_is_lost_and_nothing_comes_twice_while_everything_dies(

@@ -1,7 +1,7 @@
-"""A Redis that was restarted is used again at once, however many connections were open to the one before."""
+"""A Redis that was restarted is used again at once, and a call that is cancelled ends."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import pytest
 
@@ -36,3 +36,26 @@ async def test_a_limit_stays_shared(new_redis: Callable[..., Redis]) -> None:
         server.restart()
         waits = await asyncio.gather(*(limit.take("late") for limit in (one, other) for _ in range(75)))
         assert sum(wait == 0 for wait in waits) == 100
+
+
+async def test_a_call_that_is_cancelled_ends(redis_server: Redis) -> None:
+    """Whenever it is: who calls in a loop goes on for ever if a cancellation gets lost on the way."""
+    async with (
+        RedisChatHistory.opened(redis_server.url) as history,
+        RedisSignals.opened(redis_server.url, "signals") as signals,
+        SharedRateLimit.opened(redis_server.url, 10**6) as limit,
+    ):
+
+        async def going_on(call: Callable[[], Awaitable[object]]) -> None:
+            for _ in range(1_000):
+                await call()
+                await asyncio.sleep(0)
+
+        for call in (history.ping, signals.ping, lambda: limit.take("somebody")):
+            for turn in range(300):
+                task = asyncio.create_task(going_on(call))
+                for _ in range(turn % 15):
+                    await asyncio.sleep(0)
+                task.cancel()
+                await asyncio.wait([task])
+                assert task.cancelled()

@@ -51,7 +51,7 @@ class SharedRateLimit:
         pool = ConnectionPool.from_url(
             url,
             max_connections=256,
-            socket_timeout=_TIMEOUT_S,
+            socket_timeout=None,  # ours holds; with one of its own it swallows cancellations on Python 3.11
             socket_connect_timeout=_TIMEOUT_S,
             retry=ONCE_MORE,
         )

@@ -60,7 +60,7 @@ class RedisChatHistory:
         redis = Redis.from_url(
             url,
             decode_responses=True,
-            socket_timeout=timeout_s,
+            socket_timeout=None,  # ours holds; with one of its own it swallows cancellations on Python 3.11
             socket_connect_timeout=timeout_s,
             retry=ONCE_MORE,
             max_connections=256,

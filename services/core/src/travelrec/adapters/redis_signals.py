@@ -38,7 +38,7 @@ class RedisSignals:
         """Two clients, one of which listens; nothing is sent yet."""
         redis = Redis.from_url(
             url,
-            socket_timeout=timeout_s,
+            socket_timeout=None,  # ours holds; with one of its own it swallows cancellations on Python 3.11
             socket_connect_timeout=timeout_s,
             retry=ONCE_MORE,
             max_connections=256,
