@@ -14,6 +14,7 @@ import yaml
 from yaml import CSafeLoader
 
 from support.chart_tools import folder, tool
+from travelrec.adapters.rabbitmq import queue_of
 from travelrec.errors import BadSetting
 from travelrec.settings import Settings, read_settings
 from travelrec.trips.entities import SOURCES
@@ -40,7 +41,8 @@ EVERYTHING = (
     *("--set", "tasks.enabled=true,settings.TASKS_PROVIDER_URL=https://tasks.example"),
 )
 PLAIN = (*MINE, "--set", "autoscaling.keda=false,networkPolicy.enabled=false,topics.enabled=false")
-SETS = {"mine": MINE, "kind": KIND, "everything": EVERYTHING, "plain": PLAIN}
+RABBITMQ = (*EVERYTHING, "--set", "settings.BROKER_URL=,secrets.RABBITMQ_URL=amqp://u:p@rabbit")
+SETS = {"mine": MINE, "kind": KIND, "everything": EVERYTHING, "plain": PLAIN, "rabbitmq": RABBITMQ}
 
 Manifest = dict[str, Any]
 Json = Any
@@ -249,6 +251,30 @@ class TestRendered:
                     f"travelrec-worker-{role}" for role in expected
                 }, kind
 
+    @pytest.mark.parametrize(
+        ("values", "variable"),
+        [
+            ("settings.BROKER_URL=amqp://rabbit", "BROKER_URL"),
+            ("settings.BROKER_URL=,settings.RABBITMQ_URL=amqp://rabbit", "RABBITMQ_URL"),
+            ("settings.BROKER_URL=,secrets.RABBITMQ_URL=amqp://u:p@rabbit", "RABBITMQ_URL"),
+            ("settings.BROKER_URL=,autoscaling.rabbitmqFromEnv=BROKER_URL", "BROKER_URL"),
+        ],
+    )
+    def test_on_rabbitmq_the_queues_scale(self, values: str, variable: str) -> None:
+        """Each queue of a role is a trigger that takes its address from the workers' own settings."""
+        manifests = rendered(*MINE, "--set", f"{values},workers.chat.enabled=true")
+        queues = []
+        for role, threshold in (("jobs", "4000"), ("chat", "1333")):
+            for trigger in one(manifests, "ScaledObject", f"travelrec-worker-{role}")["spec"]["triggers"]:
+                assert trigger["type"] == "rabbitmq"
+                assert trigger["metadata"]["hostFromEnv"] == variable
+                assert trigger["metadata"]["value"] == threshold
+                queues.append(trigger["metadata"]["queueName"])
+        assert queues == [
+            *(queue_of(topic, topic) for topic in JOB_TOPICS),
+            queue_of(INCOMING_TOPIC, INCOMING_GROUP),
+        ]
+
     def test_scaling_to_zero_asks_the_store_too(self) -> None:
         """With a minimum of 0 a pending job that is in no topic keeps a worker, or brings one back."""
         scaled = one(
@@ -338,6 +364,7 @@ class TestRendered:
             (("--set", "settings.BROKER_URL=kafka://k:9092"), "settings.STORE_URL: name your MongoDB"),
             ((*MINE, "--set", "existingSecret="), "existingSecret: name a Secret with an OPENAI_API_KEY"),
             ((*MINE, "--set", "settings.BROKER_URL="), "autoscaling.bootstrapServers: KEDA must know"),
+            ((*MINE, "--set", "autoscaling.rabbitmqFromEnv=HOST"), "at '/autoscaling/rabbitmqFromEnv'"),
             ((*MINE, "--set", "api.replica=3"), "at '/api': additional properties 'replica' not allowed"),
             ((*MINE, "--set", "settings.STORE_URL=postgres://p"), "at '/settings/STORE_URL'"),
             ((*MINE, "--set", "settings.OPENAI_API_KEY=sk-1"), "at '/settings/OPENAI_API_KEY'"),

@@ -213,21 +213,7 @@ class TestOnDocker:
     def test_killing_a_container_loses_nothing(self, healthy: Compose, service: str) -> None:
         """Under load a container is killed and started again: every uid that was answered completes."""
 
-        async def run() -> None:
-            async with aiohttp.ClientSession(healthy.url(), timeout=aiohttp.ClientTimeout(total=20)) as http:
-                async with load(http) as uids:
-                    await eventually(lambda: len(uids) > 20, 30)
-                    if (
-                        service == "mongo"
-                    ):  # a development server may forget what it acknowledged a moment ago
-                        await completed(http, uids[-1])
-                    docker("kill", healthy.containers(service)[0]["Id"])
-                    before = len(uids)
-                    await asyncio.to_thread(healthy.up, "--no-build")
-                    await eventually(lambda: len(uids) > before + 20, 60)
-                await asyncio.gather(*(completed(http, uid) for uid in uids))
-
-        asyncio.run(run())
+        asyncio.run(killed_under_load(healthy, service))
 
     def test_prometheus_finds_everybody(self, healthy: Compose) -> None:
         """The one of the profile scrapes every API and worker, and all of its rules are evaluated."""
@@ -265,6 +251,58 @@ class TestOnDocker:
             return 'route="/recommendations",status="422"' in said
 
         asyncio.run(eventually(asked_the_third, 30))
+
+
+@pytest.fixture(scope="module")
+def rabbit() -> Iterator[Compose]:
+    """The same with RabbitMQ in Kafka's stead."""
+    compose = Compose(
+        RABBITMQ_URL="amqp://travelrec:travelrec@rabbitmq:5672",
+        COMPOSE_PROFILES="rabbitmq",
+        JOB_LEASE="5",
+        RECOMMENDATION_CACHE_TTL="0",
+    )
+    try:
+        compose.up("--build")
+        yield compose
+    finally:
+        left = compose.close()
+    assert left == []
+
+
+class TestOnDockerWithRabbitMQ:
+    pytestmark = on_docker
+
+    def test_nothing_goes_through_kafka(self, rabbit: Compose) -> None:
+        """With the profile and RABBITMQ_URL a prediction is answered while Kafka is stopped."""
+        rabbit.run("stop", "kafka")
+
+        async def run() -> None:
+            async with (
+                aiohttp.ClientSession(rabbit.url()) as http,
+                http.post("/predict", json={"input": "some text"}) as response,
+            ):
+                assert (response.status, (await response.json())["input"]) == (200, "some text")
+
+        asyncio.run(run())
+
+    def test_killing_rabbitmq_loses_nothing(self, rabbit: Compose) -> None:
+        """Under load it is killed and started again: every uid that was answered completes."""
+        asyncio.run(killed_under_load(rabbit, "rabbitmq"))
+
+
+async def killed_under_load(stack: Compose, service: str) -> None:
+    """Every uid that was answered before, meanwhile and after completes."""
+    async with aiohttp.ClientSession(stack.url(), timeout=aiohttp.ClientTimeout(total=20)) as http:
+        async with load(http) as uids:
+            await eventually(lambda: len(uids) > 20, 30)
+            if service == "mongo":  # a development server may forget what it acknowledged a moment ago
+                await completed(http, uids[-1])
+            docker("kill", stack.containers(service)[0]["Id"])
+            before = len(uids)
+            await asyncio.to_thread(stack.up, "--no-build")
+            await eventually(lambda: len(uids) > before + 20, 60)
+        await asyncio.gather(*(completed(http, uid) for uid in uids))
 
 
 def tried_in(container_id: str, *command: str) -> subprocess.CompletedProcess[str]:

@@ -51,8 +51,8 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 {{/* Fails, with what to do, where something needed is not named. */}}
 {{- define "travelrec.checked" -}}
 {{- if not .Values.dev.enabled }}
-{{- if not (or .Values.settings.BROKER_URL .Values.secrets.BROKER_URL .Values.existingSecret) }}
-{{- fail "settings.BROKER_URL: name your Kafka (kafka://host:9092), or put BROKER_URL into existingSecret; dev.enabled=true brings a small one for kind" }}
+{{- if not (or .Values.settings.BROKER_URL .Values.secrets.BROKER_URL .Values.settings.RABBITMQ_URL .Values.secrets.RABBITMQ_URL .Values.existingSecret) }}
+{{- fail "settings.BROKER_URL: name your Kafka (kafka://host:9092) or RabbitMQ (amqp://host), or put BROKER_URL or RABBITMQ_URL into existingSecret; dev.enabled=true brings a small Kafka for kind" }}
 {{- end }}
 {{- if not (or .Values.settings.STORE_URL .Values.secrets.STORE_URL .Values.existingSecret) }}
 {{- fail "settings.STORE_URL: name your MongoDB (mongodb://host/database), or put STORE_URL into existingSecret; dev.enabled=true brings a small one for kind" }}
@@ -63,13 +63,23 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 {{- end }}
 {{- end }}
 
+{{/* The variable that names the RabbitMQ of the workers; empty on Kafka. */}}
+{{- define "travelrec.rabbitmq" -}}
+{{- $broker := printf "%v%v" (.Values.settings.BROKER_URL | default "") (.Values.secrets.BROKER_URL | default "") }}
+{{- if hasPrefix "amqp" $broker }}BROKER_URL
+{{- else if $broker }}
+{{- else if or .Values.settings.RABBITMQ_URL .Values.secrets.RABBITMQ_URL }}RABBITMQ_URL
+{{- else }}{{ .Values.autoscaling.rabbitmqFromEnv }}
+{{- end }}
+{{- end }}
+
 {{/* host:port,… of Kafka, as KEDA takes it */}}
 {{- define "travelrec.bootstrapServers" -}}
 {{- include "travelrec.checked" . }}
 {{- if .Values.autoscaling.bootstrapServers }}{{ .Values.autoscaling.bootstrapServers }}
 {{- else if .Values.settings.BROKER_URL }}{{ .Values.settings.BROKER_URL | toString | splitList "://" | last | trimSuffix "/" }}
 {{- else if .Values.dev.enabled }}{{ printf "%s-kafka.%s:9092" (include "travelrec.name" .) .Release.Namespace }}
-{{- else }}{{ fail "autoscaling.bootstrapServers: KEDA must know Kafka's addresses, and settings.BROKER_URL does not name them" }}
+{{- else }}{{ fail "autoscaling.bootstrapServers: KEDA must know Kafka's addresses, and settings.BROKER_URL does not name them; on RabbitMQ, set autoscaling.rabbitmqFromEnv" }}
 {{- end }}
 {{- end }}
 

@@ -94,7 +94,7 @@ class RabbitBroker:
     @asynccontextmanager
     async def subscribe(self, topic: str, group: str) -> AsyncIterator[_RabbitSubscription]:
         """See `ports.Broker`."""
-        queue = _queue_of(topic, group)
+        queue = queue_of(topic, group)
 
         async def join() -> tuple[AbstractConnection, _RabbitSubscription]:
             async with asyncio.timeout(self._timeout_s):
@@ -119,7 +119,7 @@ class RabbitBroker:
     async def oldest_waiting(self, topic: str, group: str) -> float | None:
         """See `ports.Broker`. What members of other processes hold is not seen; where they may hold older messages
         than this process knows of, the answer is a time at which the oldest was not yet published."""
-        queue = _queue_of(topic, group)
+        queue = queue_of(topic, group)
         members = self._members.get(queue, ())
         async with self._calling(BrokerUnavailable):
             for _ in range(_LOOKS):
@@ -140,7 +140,7 @@ class RabbitBroker:
 
     async def group(self, topic: str, group: str) -> Group:
         """See `ports.Broker`. What members of other processes have been sent is not in the lag."""
-        queue = _queue_of(topic, group)
+        queue = queue_of(topic, group)
         members = self._members.get(queue, ())
         async with self._calling(BrokerUnavailable):
             counted = await self._counted(queue, members)
@@ -163,7 +163,7 @@ class RabbitBroker:
             done = []
             for topic in topics:
                 await self._ensure(topic.name)
-                queues = [_queue_of(topic.name, group) for group in topic.groups] or [_journal_of(topic.name)]
+                queues = [queue_of(topic.name, group) for group in topic.groups] or [_journal_of(topic.name)]
                 done.append((topic.name, f"there, with the queue {', '.join(queues)}"))
             return done
 
@@ -259,7 +259,7 @@ class RabbitBroker:
             await self._declare_topic(channel, dead)
             self._ensured.add(dead)
         queue = await channel.declare_queue(
-            _queue_of(topic, group),
+            queue_of(topic, group),
             durable=True,
             arguments={
                 "x-queue-type": "quorum",
@@ -273,7 +273,7 @@ class RabbitBroker:
 
     async def _make_group(self, connection: AbstractConnection, topic: str, group: str) -> None:
         """Makes the group where it is new, and gives it what its topic's journal has."""
-        queue = _queue_of(topic, group)
+        queue = queue_of(topic, group)
         async with asyncio.timeout(self._timeout_s):
             await self._ensure(topic)
             if await _count(connection, queue) is not None:
@@ -678,7 +678,8 @@ def _translated(to: type[Unavailable]) -> Iterator[None]:
         raise to(f"RabbitMQ: {str(error) or 'no answer in time'}") from error
 
 
-def _queue_of(topic: str, group: str) -> str:
+def queue_of(topic: str, group: str) -> str:
+    """The name of the queue in which the messages of `topic` wait for `group`."""
     return topic if group == topic else f"{topic}:{group}"
 
 
