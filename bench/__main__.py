@@ -5,7 +5,7 @@ import sys
 
 NAMES = (
     *("accept", "dispatch", "drain", "engine", "long", "poison", "limit", "memory", "telemetry"),
-    *("submissions", "polling", "predictions", "trips", "schedulers"),
+    *("submissions", "polling", "predictions", "trips", "schedulers", "chat", "chat_faults"),
 )
 
 
