@@ -1,6 +1,7 @@
 """One trace for each uid, over real processes, Kafka and the MongoDB protocol, as a collector receives it."""
 
 import json
+import os
 import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -14,6 +15,7 @@ from support.collector import Collector, Span, collecting
 from support.deployment import COMMAND, PLACES, Client, Deployment, client_of, ready, url_of
 from travelrec.fake_openai import FakeSettings
 from travelrec.kinds.recommendation.places import find_country
+from travelrec.trips.entities import JOINED, SOURCES
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
@@ -260,6 +262,26 @@ async def test_a_coalesced_job_is_linked_to_the_call_that_it_shares(
     uid, traceresponse = await asked(deployment.apis[0], "IS")  # born completed
     spans = await collector.trace(trace_of(traceresponse), "POST /recommendations")
     assert (generate.trace_id, generate.span_id) in only(spans, "POST /recommendations").links
+
+
+async def test_a_joined_trip_is_linked_to_its_three_sources(
+    client: Client, deployment: Deployment, collector: Collector
+) -> None:
+    """The span that publishes it is in the caller's trace, and linked to those that published its records."""
+    streams = [stream.topic for stream in SOURCES]
+    trace_id = os.urandom(16).hex()
+    headers = {"traceparent": f"00-{trace_id}-b7ad6b7169203331-01"}
+    async with (
+        aiohttp.ClientSession() as http,
+        http.post(f"{url_of(deployment.apis[0])}/api/generate-trip", headers=headers) as response,
+    ):
+        assert response.status == 201
+    published = [f"publish {topic}" for topic in streams]
+    spans = await collector.trace(trace_id, *published, f"publish {JOINED.topic}", timeout_s=60.0)
+    joined = only(spans, f"publish {JOINED.topic}")
+    sources = {(trace_id, only(spans, name).span_id) for name in published}
+    assert set(joined.links) == sources
+    assert joined.parent_id in {span_id for _, span_id in sources}
 
 
 async def test_a_replayed_job_stays_in_its_trace_and_is_linked_to_the_first_try(

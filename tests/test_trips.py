@@ -11,7 +11,7 @@ from confluent_kafka.schema_registry import SchemaRegistryClient
 from confluent_kafka.schema_registry.avro import AvroDeserializer
 
 from support import Kafka, Mongo, Registry, eventually, unique_name
-from support.api import Api, running_api
+from support.api import Api, Event, running_api
 from support.joining import Fire, made_load
 from travelrec.adapters.registry import HttpRegistry
 from travelrec.connect import Parts, opened_parts
@@ -100,6 +100,35 @@ async def test_a_consumer_of_somebody_else_reads_the_joined_trips(
     for trip_id, record in found.items():
         assert record["trip_id"] == trip_id
         JOINED.entity.model_validate(record)
+
+
+async def test_who_watches_goes_on_watching_when_the_broker_was_away(
+    new_kafka, mongo_server: Mongo, new_registry
+) -> None:
+    """The stream of events stays open while Kafka is killed and started, and goes on with the trips that come then."""
+    kafka, registry = new_kafka(), new_registry()
+    async with (
+        everything(kafka, mongo_server, registry.url, neighbour_timeout_s=3.0) as (api, _),
+        api.follow("/api/trips/events") as events,
+        asyncio.timeout(120),
+    ):
+        await _until(events, "live")
+        await asyncio.to_thread(kafka.kill)
+        await asyncio.to_thread(kafka.start)
+
+        async def made() -> bool:
+            return (await api.call("POST", "/api/generate-trip")).status == 201
+
+        await eventually(made, 60)
+        joined = await _until(events, "joined")
+    JOINED.entity.model_validate(joined.json)
+
+
+async def _until(events: AsyncIterator[Event], name: str) -> Event:
+    async for event in events:
+        if event.name == name:
+            return event
+    raise AssertionError(f"the stream ended without {name}")
 
 
 async def test_an_incompatible_change_is_refused_and_a_compatible_one_goes_through(

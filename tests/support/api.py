@@ -89,7 +89,13 @@ class Api:
     @asynccontextmanager
     async def stream(self, uid: str) -> AsyncIterator[AsyncIterator[Event]]:
         """The events of a job as they come; leaving breaks the connection."""
-        async with self.http.get(f"{self.url}/recommendations/events?uid={uid}") as response:
+        async with self.follow(f"/recommendations/events?uid={uid}") as events:
+            yield events
+
+    @asynccontextmanager
+    async def follow(self, path: str) -> AsyncIterator[AsyncIterator[Event]]:
+        """The events of a stream as they come; leaving breaks the connection."""
+        async with self.http.get(f"{self.url}{path}") as response:
             assert response.status == 200
             assert response.content_type == "text/event-stream"
             yield _events(response)

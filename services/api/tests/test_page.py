@@ -47,7 +47,7 @@ def test_the_page_says_whether_the_offline_model_answers(offline_model):
 
 def test_the_page_lets_nothing_inline_run_and_nothing_foreign_load(client):
     """The policy is 'self' only, and the html holds no script, style or handler of its own."""
-    for path in ("/", "/chat", "/tasks"):
+    for path in ("/", "/chat", "/tasks", "/trips"):
         answer = client.get(path)
         is_strict(answer)
 
@@ -63,7 +63,8 @@ def is_strict(answer) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/chat", "/tasks", "/docs", "/docs/openapi.json", "/countries.json", "/static/app.js"]
+    "path",
+    ["/", "/chat", "/tasks", "/trips", "/docs", "/docs/openapi.json", "/countries.json", "/static/app.js"],
 )
 def test_every_answer_is_typed_and_says_nothing_to_others(client, path):
     """Sniffing, framing and referrers are off on every route of the page."""
@@ -91,7 +92,7 @@ def test_scripts_never_make_markup_of_text(name):
 
 def test_every_file_that_the_page_names_is_there_and_kept_for_long(client):
     """Each address in html and scripts has the version in it and is answered as never changing."""
-    seen, waiting = set(), ["/", "/chat", "/tasks"]
+    seen, waiting = set(), ["/", "/chat", "/tasks", "/trips"]
     while waiting:
         text = client.get(waiting.pop()).text
         for address in set(re.findall(r"[\"'](/static/[^\"']+)[\"']", text)) - seen:
@@ -104,6 +105,7 @@ def test_every_file_that_the_page_names_is_there_and_kept_for_long(client):
         "chat.html",
         "index.html",
         "tasks.html",
+        "trips.html",
     }
 
 

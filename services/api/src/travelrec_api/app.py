@@ -27,6 +27,7 @@ from travelrec_api import chat, predictions, problems, recommendations, system, 
 from travelrec_api.accept import Accepter
 from travelrec_api.chats import Chats
 from travelrec_api.edge import Edge
+from travelrec_api.joined import JoinedTrips
 from travelrec_api.page import add_page
 from travelrec_api.state import State
 from travelrec_api.waiting import Waiters
@@ -80,6 +81,7 @@ def create_app(settings: Settings, parts: Parts | None = None) -> tuple[FastAPI,
         if state is not None:
             state.probes.stopping = True
             state.waiters.stop()
+            state.joined.stop()
             if state.chats is not None:
                 state.chats.stopping.set()
 
@@ -148,6 +150,7 @@ def _state(parts: Parts, settings: Settings) -> State:
         optional["schema registry"] = parts.registry.ping
     if parts.chat is not None:
         optional["chat"] = parts.chat.history.ping
+    codec = Codec(parts.registry)
     probes = Probes({"store": parts.store.ping}, optional)
     return State(
         store=parts.store,
@@ -157,6 +160,7 @@ def _state(parts: Parts, settings: Settings) -> State:
         probes=probes,
         tasks=parts.tasks,
         creator=Creator(parts.tasks),
-        trips=TripPublisher(parts.broker, Codec(parts.registry)),
+        trips=TripPublisher(parts.broker, codec),
+        joined=JoinedTrips(parts.broker, codec),
         chats=Chats(settings, parts.broker, parts.chat.history, parts.chat.limit) if parts.chat else None,
     )

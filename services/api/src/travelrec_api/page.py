@@ -48,11 +48,12 @@ class Asset:
 
 
 def add_page(app: FastAPI, *, offline_model: bool) -> None:
-    """Add `/`, `/chat`, `/tasks`, `/static/…`, `/countries.json` and `/docs` to `app`, made with `docs_url=None`."""
+    """Add `/`, the other pages, `/static/…`, `/countries.json` and `/docs` to `app`, made with `docs_url=None`."""
     assets = _read_assets()
     version = hashlib.sha256(b"".join(asset.body for asset in assets.values())).hexdigest()[:16]
     statics = _versioned(assets, version)
-    html, chat_html, tasks_html = (statics.pop(name) for name in ("index.html", "chat.html", "tasks.html"))
+    html = statics.pop("index.html")
+    others = {f"/{name}": statics.pop(f"{name}.html") for name in ("chat", "tasks", "trips")}
     page = html.body.replace(
         _OFFLINE_META.format("false").encode(), _OFFLINE_META.format(str(offline_model).lower()).encode()
     )
@@ -61,11 +62,10 @@ def add_page(app: FastAPI, *, offline_model: bool) -> None:
     async def index(request: Request) -> Response:
         return _answer(request, Asset(page, html.media_type), {"Content-Security-Policy": _PAGE_POLICY})
 
-    async def chat(request: Request) -> Response:
-        return _answer(request, chat_html, {"Content-Security-Policy": _PAGE_POLICY})
-
-    async def tasks(request: Request) -> Response:
-        return _answer(request, tasks_html, {"Content-Security-Policy": _PAGE_POLICY})
+    async def other(request: Request) -> Response:
+        return _answer(
+            request, others[request.scope["route"].path], {"Content-Security-Policy": _PAGE_POLICY}
+        )
 
     async def static(request: Request) -> Response:
         asset = statics.get(request.path_params["name"])
@@ -95,8 +95,7 @@ def add_page(app: FastAPI, *, offline_model: bool) -> None:
 
     routes = {
         "/": index,
-        "/chat": chat,
-        "/tasks": tasks,
+        **dict.fromkeys(others, other),
         "/static/{name}": static,
         "/countries.json": country_names,
         "/favicon.ico": favicon,

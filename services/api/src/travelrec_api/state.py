@@ -10,6 +10,7 @@ from travelrec.tasks.ports import TaskStore
 from travelrec.trips.publishing import TripPublisher
 from travelrec_api.accept import Accepter
 from travelrec_api.chats import Chats
+from travelrec_api.joined import JoinedTrips
 from travelrec_api.waiting import Waiters
 from travelrec_api.withdraw import Creator
 
@@ -26,4 +27,5 @@ class State:
     tasks: TaskStore
     creator: Creator
     trips: TripPublisher
+    joined: JoinedTrips
     chats: Chats | None  # None: there is no place for chats

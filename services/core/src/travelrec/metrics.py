@@ -41,9 +41,7 @@ WAITERS = Gauge(
     "travelrec_waiters", "Long polls and event streams that wait for a job.", multiprocess_mode="livesum"
 )
 LONG_POLLS = Gauge("travelrec_long_polls", "Long polls that wait for a job.", multiprocess_mode="livesum")
-EVENT_STREAMS = Gauge(
-    "travelrec_event_streams", "Event streams that wait for a job.", multiprocess_mode="livesum"
-)
+EVENT_STREAMS = Gauge("travelrec_event_streams", "Event streams that are open.", multiprocess_mode="livesum")
 
 # --- a job's way: the workers, and the API where it ends a job ------------------------------------------
 

@@ -168,7 +168,8 @@ class Broker(Protocol):
 
     def tail(self, topic: str) -> AbstractAsyncContextManager[AsyncIterator[Message]]:
         """Every message of `topic` published from about now on, to everybody who asks; waits for a broker that
-        is away, and raises `BrokerUnavailable` if it goes away later."""
+        is away. If it goes away later it is waited for, or `BrokerUnavailable` is raised where messages would be
+        missed meanwhile."""
         ...
 
     async def oldest_waiting(self, topic: str, group: str) -> float | None:
