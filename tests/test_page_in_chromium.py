@@ -329,6 +329,7 @@ def test_the_list_is_bounded_and_survives_rubbish_in_the_storage(service, new_vi
     visitor.ask("Malta", "Autumn")
     expect(visitor.past).to_have_count(10)
     expect(visitor.past.first).to_contain_text("Malta in autumn")
+    visitor.sees("completed")  # after which the page writes no more
     for rubbish in ("{", "null", "7", '[null, 1, {"uid": "x"}]'):
         visitor.page.evaluate("rubbish => localStorage.setItem('travelrec.requests', rubbish)", rubbish)
         visitor.visit()
