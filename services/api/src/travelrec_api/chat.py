@@ -164,7 +164,11 @@ class _Connection:
             entries = await self._chats.history.after(self._userid, self._position, _PAGE)
             for entry in entries:
                 if entry.kind != "message":
-                    await self._send(shown(entry, self._userid))
+                    parent = {"traceparent": entry.trace} if entry.trace else {}
+                    with tracing.span(
+                        "send", parent, SpanKind.PRODUCER, {"travelrec.message": entry.message}
+                    ):
+                        await self._send(shown(entry, self._userid))
                 if entry.kind == "response":
                     self._answered.append(entry.message)
                 self._position = entry.id

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 
 import structlog
 from opentelemetry.trace import SpanKind
@@ -37,7 +38,8 @@ class Relay:
         except Undecodable as error:
             await rejected(self._broker, RESPONSES_TOPIC, delivery, str(error))
             return
-        with tracing.span("relay", message.headers, SpanKind.CONSUMER):
+        with tracing.span("relay", message.headers, SpanKind.CONSUMER) as span:
+            reply = replace(reply, trace=tracing.carried(span).get("traceparent"))
             while True:
                 try:
                     added = await self._history.append(reply)

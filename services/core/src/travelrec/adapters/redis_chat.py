@@ -76,7 +76,7 @@ class RedisChatHistory:
         said = reply.to
         records = [
             ["message", said.content, said.at, said.id],
-            [reply.kind, reply.content, reply.at, said.id],
+            [reply.kind, reply.content, reply.at, said.id, *([reply.trace] if reply.trace else ())],
         ]
         texts = [json.dumps(record, ensure_ascii=False) for record in records]
         async with self._answering():

@@ -43,12 +43,16 @@ def _failure(said: Said) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What is answered to `to`; one that `failed` has an error for the user as its content."""
+    """What is answered to `to`; one that `failed` has an error for the user as its content.
+
+    `trace` is the traceparent of the span that brings it into the history.
+    """
 
     to: Said
     content: str
     at: float
     failed: bool = False
+    trace: str | None = None
 
     @property
     def kind(self) -> Literal["response", "error"]:
@@ -63,13 +67,17 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A place in a user's history; `id` names the place, `message` the message that it is, or answers."""
+    """A place in a user's history; `id` names the place, `message` the message that it is, or answers.
+
+    `trace` is that of the reply, from histories that several processes share.
+    """
 
     id: str
     kind: Literal["message", "response", "error"]
     content: str
     at: float
     message: str
+    trace: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
