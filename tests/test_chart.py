@@ -258,11 +258,15 @@ class TestRendered:
             ("settings.BROKER_URL=,settings.RABBITMQ_URL=amqp://rabbit", "RABBITMQ_URL"),
             ("settings.BROKER_URL=,secrets.RABBITMQ_URL=amqp://u:p@rabbit", "RABBITMQ_URL"),
             ("settings.BROKER_URL=,autoscaling.rabbitmqFromEnv=BROKER_URL", "BROKER_URL"),
+            ("secrets.BROKER_URL=amqp://u:p@rabbit", "BROKER_URL"),  # which goes before that of the settings
+            ("dev.enabled=true,settings.BROKER_URL=,settings.RABBITMQ_URL=amqp://rabbit", "RABBITMQ_URL"),
         ],
     )
     def test_on_rabbitmq_the_queues_scale(self, values: str, variable: str) -> None:
         """Each queue of a role is a trigger that takes its address from the workers' own settings."""
         manifests = rendered(*MINE, "--set", f"{values},workers.chat.enabled=true")
+        configured = one(manifests, "ConfigMap", "travelrec")["data"]
+        assert variable == "BROKER_URL" or "BROKER_URL" not in configured
         queues = []
         for role, threshold in (("jobs", "4000"), ("chat", "1333")):
             for trigger in one(manifests, "ScaledObject", f"travelrec-worker-{role}")["spec"]["triggers"]:
@@ -365,6 +369,11 @@ class TestRendered:
             ((*MINE, "--set", "existingSecret="), "existingSecret: name a Secret with an OPENAI_API_KEY"),
             ((*MINE, "--set", "settings.BROKER_URL="), "autoscaling.bootstrapServers: KEDA must know"),
             ((*MINE, "--set", "autoscaling.rabbitmqFromEnv=HOST"), "at '/autoscaling/rabbitmqFromEnv'"),
+            (
+                (*MINE, "--set", "autoscaling.rabbitmqFromEnv=BROKER_URL"),
+                "autoscaling.rabbitmqFromEnv: is for a broker that only existingSecret names",
+            ),
+            ((*MINE, "--set", "settings.RABBITMQ_URL=kafka://k"), "at '/settings/RABBITMQ_URL'"),
             ((*MINE, "--set", "api.replica=3"), "at '/api': additional properties 'replica' not allowed"),
             ((*MINE, "--set", "settings.STORE_URL=postgres://p"), "at '/settings/STORE_URL'"),
             ((*MINE, "--set", "settings.OPENAI_API_KEY=sk-1"), "at '/settings/OPENAI_API_KEY'"),

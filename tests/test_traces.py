@@ -173,6 +173,8 @@ async def one_trace(
     for name in ("publish travelrec.jobs", "receive travelrec.jobs", JOB):
         assert by_name[name].attributes["messaging.system"] == system
         assert by_name[name].attributes["messaging.destination.name"] == "travelrec.jobs"
+        assert by_name[name].attributes["messaging.operation.name"] == name.partition(" ")[0]
+    assert not [key for span in spans for key in span.attributes if key.endswith("routing_key")]
 
 
 async def test_spans_say_what_an_operator_asks_for(

@@ -32,7 +32,9 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 {{- define "travelrec.settings" -}}
 {{- $settings := dict "HOST" "0.0.0.0" "PORT" "3000" "METRICS_PORT" "9000" }}
 {{- if .Values.dev.enabled }}
+{{- if not (or .Values.settings.RABBITMQ_URL .Values.secrets.RABBITMQ_URL) }}
 {{- $_ := set $settings "BROKER_URL" (printf "kafka://%s-kafka.%s:9092" (include "travelrec.name" .) .Release.Namespace) }}
+{{- end }}
 {{- $_ := set $settings "STORE_URL" (printf "mongodb://%s-mongo.%s:27017/travelrec" (include "travelrec.name" .) .Release.Namespace) }}
 {{- if eq "true" (include "travelrec.offlineModel" .) }}
 {{- $_ := set $settings "OPENAI_BASE_URL" (printf "http://%s-model:8089/v1" (include "travelrec.name" .)) }}
@@ -50,6 +52,9 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 
 {{/* Fails, with what to do, where something needed is not named. */}}
 {{- define "travelrec.checked" -}}
+{{- if and .Values.autoscaling.rabbitmqFromEnv .Values.settings.BROKER_URL }}
+{{- fail "autoscaling.rabbitmqFromEnv: is for a broker that only existingSecret names, and settings.BROKER_URL names one; leave one of them out" }}
+{{- end }}
 {{- if not .Values.dev.enabled }}
 {{- if not (or .Values.settings.BROKER_URL .Values.secrets.BROKER_URL .Values.settings.RABBITMQ_URL .Values.secrets.RABBITMQ_URL .Values.existingSecret) }}
 {{- fail "settings.BROKER_URL: name your Kafka (kafka://host:9092) or RabbitMQ (amqp://host), or put BROKER_URL or RABBITMQ_URL into existingSecret; dev.enabled=true brings a small Kafka for kind" }}
@@ -65,7 +70,7 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 
 {{/* The variable that names the RabbitMQ of the workers; empty on Kafka. */}}
 {{- define "travelrec.rabbitmq" -}}
-{{- $broker := printf "%v%v" (.Values.settings.BROKER_URL | default "") (.Values.secrets.BROKER_URL | default "") }}
+{{- $broker := .Values.secrets.BROKER_URL | default .Values.settings.BROKER_URL | default "" | toString }}
 {{- if hasPrefix "amqp" $broker }}BROKER_URL
 {{- else if $broker }}
 {{- else if or .Values.settings.RABBITMQ_URL .Values.secrets.RABBITMQ_URL }}RABBITMQ_URL

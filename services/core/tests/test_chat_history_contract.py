@@ -53,8 +53,8 @@ async def test_a_message_and_its_reply_are_kept_as_they_are(history: ChatHistory
     """Text and times come back unchanged, the message before its reply; another user has nothing."""
     assert await history.append(reply(user, "1"))
     said, answered = await history.recent(user, 10)
-    assert dataclasses.astuple(said)[1:] == ("message", "about 1? é🏝\n", NOW, "1")
-    assert dataclasses.astuple(answered)[1:] == ("response", "this: 1", NOW + 1, "1")
+    assert dataclasses.astuple(said)[1:5] == ("message", "about 1? é🏝\n", NOW, "1")
+    assert dataclasses.astuple(answered)[1:5] == ("response", "this: 1", NOW + 1, "1")
     assert await history.recent(unique_name("other"), 10) == []
 
 

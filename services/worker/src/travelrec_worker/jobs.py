@@ -388,7 +388,12 @@ class Jobs:
 
 
 def _signal_span(signal: Signal) -> tuple[str, Span]:
-    attributes = {"messaging.destination.name": SIGNALS_TOPIC, "travelrec.uid": signal.uid}
+    attributes = {
+        "messaging.destination.name": SIGNALS_TOPIC,
+        "messaging.operation.type": "send",
+        "messaging.operation.name": "publish",
+        "travelrec.uid": signal.uid,
+    }
     parent = {"traceparent": signal.trace or ""}
     return signal.uid, tracing.started(f"publish {SIGNALS_TOPIC}", parent, SpanKind.PRODUCER, attributes)
 

@@ -31,6 +31,7 @@ class Story:
             "messaging.system": system,
             "messaging.destination.name": topic,
             "messaging.operation.type": "process",
+            "messaging.operation.name": "process",
             "travelrec.uid": uid,
         }
         self.span = tracing.started(f"process {topic}", message.headers, SpanKind.CONSUMER, attributes)
@@ -133,7 +134,11 @@ class Story:
             published_at = float(self._headers[PUBLISHED_AT])
         except (KeyError, ValueError):
             return
-        waited = {**attributes, "messaging.operation.type": "receive"}
+        waited = {
+            **attributes,
+            "messaging.operation.type": "receive",
+            "messaging.operation.name": "receive",
+        }
         tracing.started(
             f"receive {self._topic}", self._headers, SpanKind.CONSUMER, waited, began_at=published_at
         ).end()
