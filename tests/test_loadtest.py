@@ -77,3 +77,20 @@ async def test_a_run_ends_with_its_verdict(
     assert verdict in run.output()
     for name in ("accept", "poll", "wait", "events", "completed"):
         assert f" {name} " in run.output()
+
+
+@pytest.mark.asyncio
+@pytest.mark.real("locust")
+async def test_users_who_chat_are_answered(new_process: Callable[..., Process]) -> None:
+    """With tokens of the deployment's secret, each on one connection; every message is answered."""
+    port, secret = free_port(), "a secret of at least thirty-two characters"
+    env = {"CHAT_TOKEN_SECRET": secret}
+    api = new_process(
+        [sys.executable, "-m", "travelrec", "serve", "--port", str(port)], env=env, name="serve"
+    )
+    await api.wait_for_http(f"http://127.0.0.1:{port}/readyz")
+    options = "--headless --users 5 --spawn-rate 5 --run-time 4s --stop-timeout 30 --only-summary"
+    command = [LOCUST, "-f", LOCUSTFILE.with_name("chat.py"), "--host", f"http://127.0.0.1:{port}"]
+    run = new_process([*command, *options.split()], env=env, name="locust")
+    assert await run.wait(60) == 0, run.output()
+    assert "5 requests, 0 failures;" in run.output()
