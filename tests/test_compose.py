@@ -18,9 +18,10 @@ import aiohttp
 import pytest
 import yaml
 
-from support import eventually
+from support import eventually, unique_name
 from support.compose import Compose, docker
 from support.deployment import PLACES, SEASONS
+from support.talking import Talker
 from travelrec.settings import Settings
 
 ROOT = Path(__file__).parents[1]
@@ -30,7 +31,7 @@ NOT_SETTINGS = re.compile(
 )  # compose's own, and others' standards
 UNTRIED = {"grafana", "tempo"}  # whether they can do without writing
 SMALLER_THAN_BYTES = 200_000_000
-SERVICES = ("nginx", "api", "worker", "model", "third-party", "kafka", "mongo", "redis")
+SERVICES = ("nginx", "api", "worker", "chat", "relay", "model", "third-party", "kafka", "mongo", "redis")
 
 
 def settings_names() -> set[str]:
@@ -215,6 +216,22 @@ class TestOnDocker:
 
         asyncio.run(killed_under_load(healthy, service))
 
+    def test_a_chat_is_answered_whoever_dies(self, healthy: Compose) -> None:
+        """Through nginx, while the chat worker, the relay and an API die; the client repeats what has no answer."""
+
+        async def run() -> None:
+            async with aiohttp.ClientSession() as http:
+                talker = Talker(http, [healthy.url(), healthy.url("3000")], unique_name("user"), "any")
+                talking = asyncio.create_task(talker.talk(["x" * length for length in range(20, 40)]))
+                for number, service in enumerate(("chat", "relay", "api"), 1):
+                    await eventually(lambda least=5 * number: len(talker.heard) >= least, 60)
+                    docker("kill", healthy.containers(service)[0]["Id"])
+                    await asyncio.to_thread(healthy.up, "--no-build")
+                await asyncio.wait_for(talking, 120)
+                assert talker.lengths == list(range(20, 40))
+
+        asyncio.run(run())
+
     def test_prometheus_finds_everybody(self, healthy: Compose) -> None:
         """The one of the profile scrapes every API and worker, and all of its rules are evaluated."""
         healthy.run("--profile", "observability", "up", "--detach", "--wait", "prometheus")
@@ -226,7 +243,7 @@ class TestOnDocker:
                 async with http.get("/api/v1/rules") as response:
                     groups = (await response.json())["data"]["groups"]
             up = Counter(each["labels"]["job"] for each in targets if each["health"] == "up")
-            assert up == {"travelrec-api": 2, "travelrec-worker": 2}
+            assert up == {"travelrec-api": 2, "travelrec-worker": 4}
             assert {rule["health"] for group in groups for rule in group["rules"]} == {"ok"}
             return True
 
