@@ -1,7 +1,7 @@
 """Drain: N queued jobs at a model of L seconds and C in flight, against the ideal N·L/C; CPU per job, peak memory.
 
-One worker beside two floors, in turn, with the same clients against the same servers: a bare asyncio loop that makes
-the model calls and nothing else, and a plain pipeline that does for each job what any correct worker must (see
+One worker beside three floors, in turn, with the same clients against the same servers: a bare asyncio loop that
+makes the model calls and nothing else, one that makes all of a job's calls, and the same in batches (see
 `bench.plain`). The clock runs from the publish of the messages to the last job's end in the store.
 """
 
@@ -17,7 +17,7 @@ import aiohttp
 import psutil
 import uvloop
 
-from bench.plain import PlainPipeline
+from bench.plain import PlainLoop, PlainPipeline
 from bench.report import Row, table
 from support import Kafka, Mongo, Process, free_port, unique_name
 from travelrec.adapters.kafka import KafkaBroker
@@ -97,7 +97,7 @@ async def _worker(
 
 
 async def _plain(
-    count: int, concurrency: int, model_url: str, kafka: Kafka, mongo: Mongo
+    kind: type[PlainLoop], count: int, concurrency: int, model_url: str, kafka: Kafka, mongo: Mongo
 ) -> tuple[float, float, float]:
     topic = unique_name("plain")
     async with AsyncExitStack() as stack:
@@ -109,7 +109,7 @@ async def _plain(
         for name in (topic, SIGNALS_TOPIC):
             await broker.publish(name, [])  # makes it
         pipeline = await stack.enter_async_context(
-            PlainPipeline.opened(kafka.address, topic, mongo.url, "bench", model, concurrency)
+            kind.opened(kafka.address, topic, mongo.url, "bench", model, concurrency)
         )
         for size in (2 * concurrency, count):
             jobs = await accepted(store, size)
@@ -144,8 +144,9 @@ async def _bare(count: int, concurrency: int, model_url: str) -> tuple[float, fl
 def run(count: int = 2000, latency_s: float = 0.5, concurrency: int = 200, rounds: int = 3) -> str:
     """The table."""
     ideal = count * latency_s / concurrency
-    bare, plain, worker = "bare loop: model calls only", "plain pipeline", "travelrec worker"
-    results: dict[str, list[tuple[float, float, float]]] = {bare: [], plain: [], worker: []}
+    bare, worker = "bare loop: model calls only", "travelrec worker"
+    plain = {"bare loop: all calls of a job": PlainLoop, "the same in batches": PlainPipeline}
+    results: dict[str, list[tuple[float, float, float]]] = {name: [] for name in (bare, *plain, worker)}
     with Kafka(jvm=("-Xmx1g",)) as kafka, Mongo() as mongo:
         model_port = free_port()
         command = ["fake-openai", "--port", str(model_port), "--latency", str(latency_s)]
@@ -154,7 +155,8 @@ def run(count: int = 2000, latency_s: float = 0.5, concurrency: int = 200, round
             url = f"http://127.0.0.1:{model_port}/v1"
             for _ in range(rounds):
                 results[bare].append(uvloop.run(_bare(count, concurrency, url)))
-                results[plain].append(uvloop.run(_plain(count, concurrency, url, kafka, mongo)))
+                for name, kind in plain.items():
+                    results[name].append(uvloop.run(_plain(kind, count, concurrency, url, kafka, mongo)))
                 results[worker].append(uvloop.run(_worker(count, concurrency, url, kafka, mongo)))
     rows = [
         Row(
@@ -168,7 +170,7 @@ def run(count: int = 2000, latency_s: float = 0.5, concurrency: int = 200, round
         )
         for name, runs in results.items()
     ]
-    for floor in (bare, plain):
+    for floor in (bare, *plain):
         ratios = [ours[1] / theirs[1] for ours, theirs in zip(results[worker], results[floor], strict=True)]
         rows.append(Row(f"worker / {floor} (median of rounds)", {"CPU ms/job": f"{median(ratios):.2f}"}))
     return table(rows)

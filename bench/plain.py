@@ -1,28 +1,43 @@
-"""The floor for a worker: what any correct one must do for a job, in the plainest form, with batches and no care.
+"""Floors for a worker: what any correct one must do for a job, in the plainest form, with no care.
 
 Consume, claim under a token, call the model, write the result under the token, say so on the signals' topic, commit.
-No retries, leases, coalescing, limits, sweeper, metrics or shutdown.
+No retries, leases, coalescing, limits, sweeper, metrics or shutdown. Once with a call for each job, as most would
+write it, and once in batches.
 """
 
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Self
 from uuid import uuid4
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from motor.motor_asyncio import AsyncIOMotorClient
-from pymongo import UpdateOne
+from pymongo import ReturnDocument, UpdateOne
 
 from travelrec.kinds.recommendation.run import run as recommend
 from travelrec.ports import Model
 from travelrec.wire import SIGNALS_TOPIC
 
 
-class PlainPipeline:
-    """Works on `topic` while it is open."""
+def _lease() -> dict[str, Any]:
+    return {"phase": "running", "token": uuid4().hex, "due_at": time.time() + 30}
+
+
+def _completion(result: dict[str, Any]) -> dict[str, Any]:
+    now = time.time()
+    ended = {"status": "completed", "ended_at": now, "due_at": now + 604800, "token": "-", "result": result}
+    return {"$set": ended, "$unset": {"phase": ""}}
+
+
+def _told(uids: list[str]) -> bytes:
+    return json.dumps({"v": 1, "ended": [[uid, "completed"] for uid in uids]}).encode()
+
+
+class PlainLoop:
+    """Works on `topic` while it is open; claims, writes and tells of each job by itself."""
 
     def __init__(
         self,
@@ -38,8 +53,6 @@ class PlainPipeline:
         self._model = model
         self._free = concurrency
         self._freed = asyncio.Event()
-        self._ended: list[tuple[str, str, dict[str, Any]]] = []
-        self._some_ended = asyncio.Event()
         self._finished = 0
         self._wanted = 0
         self._all_finished = asyncio.Event()
@@ -49,7 +62,7 @@ class PlainPipeline:
     @asynccontextmanager
     async def opened(
         cls, kafka: str, topic: str, mongo: str, database: str, model: Model, concurrency: int
-    ) -> "AsyncIterator[PlainPipeline]":
+    ) -> "AsyncIterator[Self]":
         consumer = AIOKafkaConsumer(
             topic,
             bootstrap_servers=kafka,
@@ -61,10 +74,10 @@ class PlainPipeline:
         client: Any = AsyncIOMotorClient(mongo)
         await producer.start()
         await consumer.start()
-        pipeline = cls(consumer, producer, client[database]["jobs"], model, concurrency)
-        tasks = [asyncio.create_task(loop()) for loop in (pipeline._take, pipeline._settle, pipeline._commit)]
+        worker = cls(consumer, producer, client[database]["jobs"], model, concurrency)
+        tasks = [asyncio.create_task(loop()) for loop in worker._loops()]
         try:
-            yield pipeline
+            yield worker
         finally:
             for task in tasks:
                 task.cancel()
@@ -81,6 +94,9 @@ class PlainPipeline:
             await self._all_finished.wait()
         return self._last_end
 
+    def _loops(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
+        return [self._take, self._commit]
+
     async def _take(self) -> None:
         running = set()
         while True:
@@ -89,27 +105,68 @@ class PlainPipeline:
                 await self._freed.wait()
             found = await self._consumer.getmany(timeout_ms=500, max_records=self._free)
             uids = [json.loads(record.value)["uid"] for records in found.values() for record in records]
-            if not uids:
-                continue
-            token = uuid4().hex
-            lease = {"phase": "running", "token": token, "due_at": time.time() + 30}
-            await self._jobs.bulk_write(
-                [
-                    UpdateOne({"_id": uid, "token": None}, {"$set": lease, "$inc": {"claims": 1}})
-                    for uid in uids
-                ],
-                ordered=False,
-            )
-            for job in await self._jobs.find({"_id": {"$in": uids}, "token": token}).to_list(None):
+            for work in await self._claimed(uids):
                 self._free -= 1
-                task = asyncio.create_task(self._run(job))
+                task = asyncio.create_task(work)
                 running.add(task)
                 task.add_done_callback(running.discard)
 
-    async def _run(self, job: dict[str, Any]) -> None:
+    async def _claimed(self, uids: list[str]) -> list[Coroutine[Any, Any, None]]:
+        return [self._run(uid) for uid in uids]
+
+    async def _run(self, uid: str) -> None:
+        job = await self._jobs.find_one_and_update(
+            {"_id": uid, "token": None},
+            {"$set": _lease(), "$inc": {"claims": 1}},
+            return_document=ReturnDocument.AFTER,
+        )
         result = await recommend(job["params"], self._model, 30.0)
+        await self._jobs.update_one({"_id": uid, "token": job["token"]}, _completion(result))
+        await self._producer.send_and_wait(SIGNALS_TOPIC, _told([uid]))
+        self._finish(1)
+        self._release()
+
+    def _release(self) -> None:
         self._free += 1
         self._freed.set()
+
+    def _finish(self, count: int) -> None:
+        self._finished += count
+        self._last_end = time.time()
+        if self._finished >= self._wanted:
+            self._all_finished.set()
+
+    async def _commit(self) -> None:
+        while True:
+            await asyncio.sleep(0.1)
+            await self._consumer.commit()
+
+
+class PlainPipeline(PlainLoop):
+    """The same in batches: one claim for what was taken at once, one write and one signal for what has ended since."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._ended: list[tuple[str, str, dict[str, Any]]] = []
+        self._some_ended = asyncio.Event()
+
+    def _loops(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
+        return [self._take, self._settle, self._commit]
+
+    async def _claimed(self, uids: list[str]) -> list[Coroutine[Any, Any, None]]:
+        if not uids:
+            return []
+        lease = _lease()
+        changes = {"$set": lease, "$inc": {"claims": 1}}
+        await self._jobs.bulk_write(
+            [UpdateOne({"_id": uid, "token": None}, changes) for uid in uids], ordered=False
+        )
+        jobs = await self._jobs.find({"_id": {"$in": uids}, "token": lease["token"]}).to_list(None)
+        return [self._work(job) for job in jobs]
+
+    async def _work(self, job: dict[str, Any]) -> None:
+        result = await recommend(job["params"], self._model, 30.0)
+        self._release()
         self._ended.append((job["_id"], job["token"], result))
         self._some_ended.set()
 
@@ -118,26 +175,12 @@ class PlainPipeline:
             await self._some_ended.wait()
             self._some_ended.clear()
             ended, self._ended = self._ended, []
-            now = time.time()
-            changes = {"status": "completed", "ended_at": now, "due_at": now + 604800, "token": "-"}
             await self._jobs.bulk_write(
                 [
-                    UpdateOne(
-                        {"_id": uid, "token": token},
-                        {"$set": {**changes, "result": result}, "$unset": {"phase": ""}},
-                    )
+                    UpdateOne({"_id": uid, "token": token}, _completion(result))
                     for uid, token, result in ended
                 ],
                 ordered=False,
             )
-            told = json.dumps({"v": 1, "ended": [[uid, "completed"] for uid, _, _ in ended]}).encode()
-            await self._producer.send_and_wait(SIGNALS_TOPIC, told)
-            self._finished += len(ended)
-            self._last_end = now
-            if self._finished >= self._wanted:
-                self._all_finished.set()
-
-    async def _commit(self) -> None:
-        while True:
-            await asyncio.sleep(0.1)
-            await self._consumer.commit()
+            await self._producer.send_and_wait(SIGNALS_TOPIC, _told([uid for uid, _, _ in ended]))
+            self._finish(len(ended))
