@@ -41,12 +41,15 @@ class Sweeper:
         while True:
             try:
                 with self._progress.calling("sweeping", calls=_CALLS) as turn:
-                    while await self.sweep(time.time()) == _BATCH:
+                    more = True
+                    while more:
                         self._progress.moved(turn)
-                    if time.monotonic() - purged_at > _PURGE_EVERY_S:
-                        purged_at = time.monotonic()
-                        while await self.purge(time.time()) == _BATCH:
-                            self._progress.moved(turn)
+                        more = await self.sweep(time.time()) == _BATCH
+                        if time.monotonic() - purged_at > _PURGE_EVERY_S:
+                            if await self.purge(time.time()) == _BATCH:
+                                more = True
+                            else:
+                                purged_at = time.monotonic()
             except Unavailable as error:
                 log.warning("sweeper waits", neighbour=error.name, error=str(error))
                 await self._broker_back(error)
