@@ -30,8 +30,9 @@ from travelrec.job import Job, Status
 from travelrec.kinds.recommendation.run import run as recommend
 from travelrec.ports import Delivery
 from travelrec.settings import Settings
+from travelrec.telemetry import configure_logging
 from travelrec.wire import JOBS_GROUP, JOBS_TOPIC, SIGNALS_TOPIC, Message, encode_job
-from travelrec_worker.app import running_roles
+from travelrec_worker.app import running_roles, spare_the_collector
 from travelrec_worker.engine import Engine
 from travelrec_worker.progress import Progress
 
@@ -191,6 +192,8 @@ def _row(name: str, seconds: float, ideal_s: float) -> Row:
 def run(count: int = 1000, latency_s: float = 10.0, rounds: int = 2) -> str:
     """The table."""
     rows = []
+    configure_logging("warning")  # as the worker's process
+    spare_the_collector()
     with Kafka(jvm=("-Xmx1g",)) as kafka, Mongo() as mongo:
         for _ in range(rounds):
             rows += [

@@ -317,7 +317,7 @@ def possible_roles(settings: Settings) -> list[str]:
     return [role for role in ROLES if role not in left_out]
 
 
-def _spare_the_collector() -> None:
+def spare_the_collector() -> None:
     """Leaves out of garbage collections what was loaded for good: looking through it again took 15 % of the CPU."""
     gc.collect()
     gc.freeze()
@@ -361,7 +361,7 @@ async def work(settings: Settings, roles: Sequence[str]) -> None:
             log.info("no role submits or polls: TASKS_PROVIDER_URL is not set, tasks stay Not Started")
         if not settings.has_chat:
             log.info("no role chats or relays: REDIS_URL is not set")
-        _spare_the_collector()
+        spare_the_collector()
         log.info("worker started", roles=list(roles), concurrency=settings.worker_concurrency)
         joined = asyncio.create_task(_joined(engines))
         await asyncio.wait(
