@@ -30,6 +30,7 @@ MINE = (
     "settings.BROKER_URL=kafka://k1:9092\\,k2:9092,settings.STORE_URL=mongodb://m/trips,existingSecret=keys",
 )
 KIND = ("--values", str(ROOT / "k8s" / "kind" / "values.yaml"))
+KIND_RABBITMQ = (*KIND, "--set", "dev.broker=rabbitmq")
 EVERYTHING = (
     *MINE,
     *("--set", "api.ingress.enabled=true,api.ingress.host=t.example,api.ingress.tlsSecret=tls"),
@@ -42,7 +43,14 @@ EVERYTHING = (
 )
 PLAIN = (*MINE, "--set", "autoscaling.keda=false,networkPolicy.enabled=false,topics.enabled=false")
 RABBITMQ = (*EVERYTHING, "--set", "settings.BROKER_URL=,secrets.RABBITMQ_URL=amqp://u:p@rabbit")
-SETS = {"mine": MINE, "kind": KIND, "everything": EVERYTHING, "plain": PLAIN, "rabbitmq": RABBITMQ}
+SETS = {
+    "mine": MINE,
+    "kind": KIND,
+    "kind-rabbitmq": KIND_RABBITMQ,
+    "everything": EVERYTHING,
+    "plain": PLAIN,
+    "rabbitmq": RABBITMQ,
+}
 
 Manifest = dict[str, Any]
 Json = Any
@@ -260,6 +268,7 @@ class TestRendered:
             ("settings.BROKER_URL=,autoscaling.rabbitmqFromEnv=BROKER_URL", "BROKER_URL"),
             ("secrets.BROKER_URL=amqp://u:p@rabbit", "BROKER_URL"),  # which goes before that of the settings
             ("dev.enabled=true,settings.BROKER_URL=,settings.RABBITMQ_URL=amqp://rabbit", "RABBITMQ_URL"),
+            ("dev.enabled=true,dev.broker=rabbitmq,settings.BROKER_URL=", "BROKER_URL"),
         ],
     )
     def test_on_rabbitmq_the_queues_scale(self, values: str, variable: str) -> None:
@@ -278,6 +287,28 @@ class TestRendered:
             *(queue_of(topic, topic) for topic in JOB_TOPICS),
             queue_of(INCOMING_TOPIC, INCOMING_GROUP),
         ]
+
+    @pytest.mark.parametrize(
+        ("values", "brokers"),
+        [
+            (KIND, {"kafka"}),
+            (KIND_RABBITMQ, {"rabbitmq"}),
+            ((*KIND_RABBITMQ, "--set", "settings.BROKER_URL=kafka://mine:9092"), set()),
+            ((*KIND, "--set", "secrets.RABBITMQ_URL=amqp://u:p@mine"), set()),
+            (RABBITMQ, set()),
+        ],
+    )
+    def test_there_is_one_development_broker_or_yours(
+        self, values: tuple[str, ...], brokers: set[str]
+    ) -> None:
+        """The development broker that `dev.broker` names is all there is, and none where another is named."""
+        manifests = rendered(*values)
+        sets = {m["metadata"]["name"] for m in manifests if m["kind"] == "StatefulSet"}
+        assert {f"travelrec-{broker}" for broker in ("kafka", "rabbitmq")} & sets == {
+            f"travelrec-{broker}" for broker in brokers
+        }
+        address = one(manifests, "ConfigMap", "travelrec")["data"].get("BROKER_URL", "")
+        assert (".trips:" in address) == bool(brokers), address
 
     def test_scaling_to_zero_asks_the_store_too(self) -> None:
         """With a minimum of 0 a pending job that is in no topic keeps a worker, or brings one back."""
@@ -300,7 +331,7 @@ class TestRendered:
         assert env["MODEL_TIMEOUT"] == "90"
         assert 90 < float(env["SHUTDOWN_GRACE"]) < pod["terminationGracePeriodSeconds"]
 
-    @pytest.mark.parametrize("values", [MINE, KIND], ids=["mine", "kind"])
+    @pytest.mark.parametrize("values", [MINE, KIND, KIND_RABBITMQ], ids=["mine", "kind", "kind-rabbitmq"])
     def test_processes_start_with_the_settings(
         self, values: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:

@@ -214,13 +214,15 @@ async def policies(_: Callers) -> str:
     stranger = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "stranger"}, "spec": spec}
     apply(stranger)
     kubectl("wait", "--for=condition=Ready", "pod/stranger", "--timeout=60s")
+    sets = kubectl("get", "statefulsets", "-o", "name")
+    broker = ("rabbitmq", 5672) if "travelrec-rabbitmq" in sets else ("kafka", 9092)
     ways = {
         (api, "mongo", 27017): True,
-        (api, "kafka", 9092): True,
+        (api, *broker): True,
         (api, "model", 8089): False,
         ("stranger", "api", 3000): True,
         ("stranger", "mongo", 27017): False,
-        ("stranger", "kafka", 9092): False,
+        ("stranger", *broker): False,
         ("stranger", "model", 8089): False,
     }
     found = {way: connects(*way) for way in ways}

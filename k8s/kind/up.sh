@@ -1,13 +1,18 @@
 #!/usr/bin/env bash
 # Makes a kind cluster with KEDA and Travelrec in it: images, cluster, KEDA, chart, one real request. Safe to repeat.
-# KEDA_MANIFEST: a file or an address, if not the release's own.  TAG: of the images, default dev.
+# KEDA_MANIFEST: a file or an address, if not the release's own.  TAG: of the images, default dev.  BROKER: kafka (default)
+# or rabbitmq.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-CLUSTER=${CLUSTER:-travelrec} NAMESPACE=${NAMESPACE:-travelrec} TAG=${TAG:-dev}
+CLUSTER=${CLUSTER:-travelrec} NAMESPACE=${NAMESPACE:-travelrec} TAG=${TAG:-dev} BROKER=${BROKER:-kafka}
 KEDA=2.21.0
 KEDA_MANIFEST=${KEDA_MANIFEST:-https://github.com/kedacore/keda/releases/download/v$KEDA/keda-$KEDA.yaml}
-SERVERS=(apache/kafka:4.1.0 mongo:8.0)
+case $BROKER in
+  kafka) SERVERS=(apache/kafka:4.1.0 mongo:8.0) ;;
+  rabbitmq) SERVERS=(rabbitmq:3.13 mongo:8.0) ;;
+  *) echo "BROKER: kafka or rabbitmq, not $BROKER" >&2; exit 2 ;;
+esac
 
 step() { # NAME COMMAND...: prints the name, runs the command, prints how long it took
   local begun=$SECONDS
@@ -68,7 +73,7 @@ install_chart() {
   kubectl create namespace "$NAMESPACE" --dry-run=client -o yaml | kubectl apply -f -
   kubectl label --overwrite namespace "$NAMESPACE" pod-security.kubernetes.io/enforce=restricted
   helm upgrade --install travelrec charts/travelrec --namespace "$NAMESPACE" --values k8s/kind/values.yaml \
-    --set image.tag="$TAG" --wait --timeout 5m
+    --set image.tag="$TAG",dev.broker="$BROKER" --wait --timeout 5m
 }
 
 step "tools" check_tools

@@ -32,8 +32,8 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 {{- define "travelrec.settings" -}}
 {{- $settings := dict "HOST" "0.0.0.0" "PORT" "3000" "METRICS_PORT" "9000" }}
 {{- if .Values.dev.enabled }}
-{{- if not (or .Values.settings.RABBITMQ_URL .Values.secrets.RABBITMQ_URL) }}
-{{- $_ := set $settings "BROKER_URL" (printf "kafka://%s-kafka.%s:9092" (include "travelrec.name" .) .Release.Namespace) }}
+{{- with include "travelrec.devBroker" . }}
+{{- $_ := set $settings "BROKER_URL" . }}
 {{- end }}
 {{- $_ := set $settings "STORE_URL" (printf "mongodb://%s-mongo.%s:27017/travelrec" (include "travelrec.name" .) .Release.Namespace) }}
 {{- if eq "true" (include "travelrec.offlineModel" .) }}
@@ -44,6 +44,15 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 {{- if not (has (toString $value) (list "" "<nil>")) }}{{ $_ := set $settings $name (toString $value) }}{{ end }}
 {{- end }}
 {{- $settings | toYaml }}
+{{- end }}
+
+{{/* The address of the development broker; empty where another one is named. */}}
+{{- define "travelrec.devBroker" -}}
+{{- $named := or .Values.settings.BROKER_URL .Values.secrets.BROKER_URL .Values.settings.RABBITMQ_URL .Values.secrets.RABBITMQ_URL .Values.autoscaling.rabbitmqFromEnv }}
+{{- if and .Values.dev.enabled (not $named) }}
+{{- $host := printf "%s-%s.%s" (include "travelrec.name" .) .Values.dev.broker .Release.Namespace }}
+{{- ternary (printf "amqp://travelrec:travelrec@%s:5672" $host) (printf "kafka://%s:9092" $host) (eq .Values.dev.broker "rabbitmq") }}
+{{- end }}
 {{- end }}
 
 {{- define "travelrec.offlineModel" -}}
@@ -57,7 +66,7 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 {{- end }}
 {{- if not .Values.dev.enabled }}
 {{- if not (or .Values.settings.BROKER_URL .Values.secrets.BROKER_URL .Values.settings.RABBITMQ_URL .Values.secrets.RABBITMQ_URL .Values.existingSecret) }}
-{{- fail "settings.BROKER_URL: name your Kafka (kafka://host:9092) or RabbitMQ (amqp://host), or put BROKER_URL or RABBITMQ_URL into existingSecret; dev.enabled=true brings a small Kafka for kind" }}
+{{- fail "settings.BROKER_URL: name your Kafka (kafka://host:9092) or RabbitMQ (amqp://host), or put BROKER_URL or RABBITMQ_URL into existingSecret; dev.enabled=true brings a small one for kind (dev.broker)" }}
 {{- end }}
 {{- if not (or .Values.settings.STORE_URL .Values.secrets.STORE_URL .Values.existingSecret) }}
 {{- fail "settings.STORE_URL: name your MongoDB (mongodb://host/database), or put STORE_URL into existingSecret; dev.enabled=true brings a small one for kind" }}
@@ -70,7 +79,7 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 
 {{/* The variable that names the RabbitMQ of the workers; empty on Kafka. */}}
 {{- define "travelrec.rabbitmq" -}}
-{{- $broker := .Values.secrets.BROKER_URL | default .Values.settings.BROKER_URL | default "" | toString }}
+{{- $broker := .Values.secrets.BROKER_URL | default .Values.settings.BROKER_URL | default (include "travelrec.devBroker" .) | toString }}
 {{- if hasPrefix "amqp" $broker }}BROKER_URL
 {{- else if $broker }}
 {{- else if or .Values.settings.RABBITMQ_URL .Values.secrets.RABBITMQ_URL }}RABBITMQ_URL
@@ -82,8 +91,8 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 {{- define "travelrec.bootstrapServers" -}}
 {{- include "travelrec.checked" . }}
 {{- if .Values.autoscaling.bootstrapServers }}{{ .Values.autoscaling.bootstrapServers }}
-{{- else if .Values.settings.BROKER_URL }}{{ .Values.settings.BROKER_URL | toString | splitList "://" | last | trimSuffix "/" }}
-{{- else if .Values.dev.enabled }}{{ printf "%s-kafka.%s:9092" (include "travelrec.name" .) .Release.Namespace }}
+{{- else if or .Values.settings.BROKER_URL (include "travelrec.devBroker" .) }}
+{{- .Values.settings.BROKER_URL | default (include "travelrec.devBroker" .) | toString | splitList "://" | last | trimSuffix "/" }}
 {{- else }}{{ fail "autoscaling.bootstrapServers: KEDA must know Kafka's addresses, and settings.BROKER_URL does not name them; on RabbitMQ, set autoscaling.rabbitmqFromEnv" }}
 {{- end }}
 {{- end }}
