@@ -505,6 +505,7 @@ async def test_any_other_wait_is_422(api, wait):
     answer = await api.get(f"/recommendations?uid={uid}&wait={wait}")
     assert answer.status == 422
     assert [detail["field"] for detail in answer.json["details"]] == ["wait"]
+    assert "from 0 to 60" in answer.json["details"][0]["message"]
 
 
 async def test_wait_answers_as_soon_as_the_job_ends():

@@ -70,3 +70,15 @@ async def test_what_never_came_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> 
     assert len(accepter._unsure) == 3
     await eventually(lambda: not accepter._unsure)
     withdrawing.cancel()
+
+
+async def test_no_more_wait_for_the_store_than_it_takes_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes beyond that is refused at once, and is written nowhere."""
+    monkeypatch.setattr(accept, "_MAX_WAITING", 3)
+    store = HangingStore()
+    accepter = Accepter(store, MemoryBroker(), shared(Settings()), 86400.0)
+    tries = [accepter.accept("recommendation", PARAMS, {}) for _ in range(10)]
+    answers = await asyncio.gather(*tries, return_exceptions=True)
+    assert all(isinstance(answer, StoreUnavailable) for answer in answers)
+    refused = sum("too many" in str(answer) for answer in answers)
+    assert (refused >= 4, len(store.late)) == (True, 10 - refused)

@@ -253,6 +253,29 @@ async def test_signals_stop_when_left(signals: Signals) -> None:
     assert heard == []
 
 
+@pytest.mark.real("kafka")
+async def test_a_signal_that_is_none_ends_no_listener(kafka_server) -> None:  # type: ignore[no-untyped-def]
+    """What somebody else writes to the topic, a tombstone for one, is skipped."""
+    from aiokafka import AIOKafkaProducer
+
+    from travelrec.adapters.kafka import KafkaBroker, KafkaSignals
+
+    heard: list[Signal] = []
+    signal = Signal(new_uid(), Status.COMPLETED)
+    topic = f"signals-{new_uid()}"
+    async with KafkaBroker.opened(kafka_server.address, timeout_s=10.0) as kafka:
+        signals = KafkaSignals(kafka, topic)
+        async with (
+            signals.listen(heard.extend),
+            AIOKafkaProducer(bootstrap_servers=kafka_server.address) as producer,
+        ):
+            for value in (None, b"\xff", b"[1]"):
+                for partition in await producer.partitions_for(topic):
+                    await producer.send_and_wait(topic, value, key=b"k", partition=partition)
+            await signals.announce([signal])
+            await eventually(lambda: heard == [signal], 20, "heard the signal behind them")
+
+
 async def test_kafka_away_is_said_in_time() -> None:
     """A server that does not answer is `BrokerUnavailable`, within the adapter's own time-out."""
     from support import free_port

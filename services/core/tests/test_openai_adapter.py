@@ -504,3 +504,19 @@ async def test_a_server_that_streams_not_is_asked_for_whole_answers() -> None:
     ignores = Server(completion(content="Go north."))
     async with ignores.running(), model(ignores.url) as asked:
         assert (await asked.ask(streamed([]), LONG_S)).text == "Go north."
+
+
+async def test_a_whole_answer_to_who_asked_for_a_stream_may_break() -> None:
+    """A connection that ends within the body of one that is no stream is an error of the provider."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{")
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with model(f"http://127.0.0.1:{port}/v1") as asked:
+            with pytest.raises(ModelBusy, match="broke"):
+                await asked.ask(streamed([]), LONG_S)

@@ -1,13 +1,16 @@
 """The contract of `ports.Store`, held by every adapter."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import pytest
 import pytest_asyncio
+from pymongo.errors import BulkWriteError
 
+from support import Mongo
 from travelrec.adapters.memory import MemoryStore
 from travelrec.adapters.sqlite import SqliteStore
 from travelrec.errors import StoreUnavailable
@@ -26,6 +29,8 @@ from travelrec.job import (
     new_uid,
 )
 from travelrec.ports import Backlog, Store
+
+Answer = TypeVar("Answer")
 
 NOW = 1_700_000_000.0
 RETENTION_S = 1000.0
@@ -521,6 +526,58 @@ async def test_sqlite_says_what_is_wrong_with_the_path(tmp_path: Path) -> None:
     with pytest.raises(StoreUnavailable, match="can't be opened"):
         async with SqliteStore.opened(tmp_path / "file" / "jobs.db"):
             pass
+
+
+class Unconfirmed:
+    """A collection whose bulk writes are done, and answered as by a server that is about to step down."""
+
+    def __init__(self, collection: Any) -> None:
+        self._collection = collection
+        self.left = 1
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._collection, name)
+
+    async def bulk_write(self, *arguments: Any, **options: Any) -> Any:
+        done = await self._collection.bulk_write(*arguments, **options)
+        if not self.left:
+            return done
+        self.left -= 1
+        concern = {"code": 91, "codeName": "ShutdownInProgress", "errmsg": "Côte d'Ivoire"}
+        raise BulkWriteError({**done.bulk_api_result, "writeConcernErrors": [concern]})
+
+
+@pytest.mark.real("mongo")
+@pytest.mark.parametrize("driver", ["motor", "pymongo"])
+async def test_mongo_is_asked_again_for_a_write_that_it_did_not_confirm(
+    mongo_server: Mongo, driver: str
+) -> None:
+    """Such a write is `StoreUnavailable` for every method, says nothing of its contents, and may stand."""
+    from travelrec.adapters.mongo import MongoStore
+
+    url = f"{mongo_server.url.rstrip('/')}/{new_uid()}"
+    async with MongoStore.opened(url, driver=driver) as store:
+        jobs, leads = store._jobs, store._leads
+
+        async def again(call: Callable[[], Awaitable[Answer]]) -> Answer:
+            store._jobs, store._leads = Unconfirmed(jobs), Unconfirmed(leads)
+            with pytest.raises(StoreUnavailable, match="did not confirm") as unsure:
+                await call()
+            assert "Ivoire" not in str(unsure.value)
+            return await call()
+
+        made = job()
+        assert await again(lambda: store.accept([made], NOW)) == [made]
+        assert await again(lambda: store.lead([Bid("k", made.uid)], NOW)) == [made.uid]
+        (mine,) = await again(lambda: store.claim([made.uid], "t", NOW, NOW + 30))
+        assert (mine.token, mine.claims) == ("t", 1)
+        ended = [Settlement(made.uid, "t", Failed(Try(NOW, "Refused", "No.")))]
+        assert await again(lambda: store.settle(ended, NOW)) == {made.uid}
+        assert len((await read(store, made.uid)).tries) == 1
+        store._jobs = Unconfirmed(jobs)
+        with pytest.raises(StoreUnavailable, match="did not confirm"):
+            await store.revive([made.uid], NOW)
+        assert not (await read(store, made.uid)).ended
 
 
 @pytest.mark.parametrize("driver", ["motor", "pymongo"])

@@ -13,7 +13,7 @@ import pytest
 from support import eventually
 from travelrec.adapters.memory import MemoryBroker, MemorySignals, MemoryStore
 from travelrec.connect import Parts
-from travelrec.errors import ModelBusy, Refused
+from travelrec.errors import BadKey, ModelBusy, Refused
 from travelrec.job import Bid, Completed, HandedBack, Job, Phase, Settlement, Status, new_uid
 from travelrec.kinds.recommendation import NAME, key
 from travelrec.ports import Answer, Question
@@ -49,10 +49,9 @@ class Deployment:
     model: Model = field(default_factory=Model)
 
     @asynccontextmanager
-    async def workers(self, count: int, *, fresh_s: float = 3600.0) -> AsyncIterator[None]:
-        settings = Settings(
-            recommendation_cache_ttl_s=fresh_s, worker_concurrency=20, grace_s=0.0, _env_file=None
-        )
+    async def workers(self, count: int, *, fresh_s: float = 3600.0, **more: object) -> AsyncIterator[None]:
+        given = {"recommendation_cache_ttl_s": fresh_s, "worker_concurrency": 20, "grace_s": 0.0, **more}
+        settings = Settings(_env_file=None, **given)  # type: ignore[arg-type]
         parts = Parts(self.store, self.broker, self.signals)
         async with AsyncExitStack() as stack:
             for number in range(count):
@@ -153,6 +152,22 @@ async def test_refusal_is_shared_and_an_error_is_tried_again_once_for_all() -> N
         jobs = await d.all_ended(await d.ask("Fiji", "Fiji", "Fiji"))
     assert {job.status for job in jobs} == {Status.COMPLETED}
     assert sum(len(job.tries) for job in jobs) == 1
+
+
+async def test_deadline_of_a_leader_is_its_own() -> None:
+    """A leader whose time is over while it waits for the provider fails alone; its follower has time left."""
+    d = Deployment()
+    d.model.raises = [BadKey("No.")] * 1000
+    d.model.may_answer.set()
+    async with d.workers(1, job_deadline_s=30.0):
+        (old,) = await d.ask("Peru", created_at=time.time() - 29.0)
+        await eventually(lambda: d.model.calls.total() == 1, 10)
+        (young,) = await d.ask("Peru")
+        (ended,) = await d.all_ended([old])
+        assert (ended.error, d.store.jobs[young].ended) == ("Deadline passed", False)
+        d.model.raises.clear()
+        (answered,) = await d.all_ended([young])
+    assert answered.status is Status.COMPLETED
 
 
 async def test_cancelled_leader_is_replaced() -> None:

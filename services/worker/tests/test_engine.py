@@ -12,7 +12,7 @@ from support import eventually
 from travelrec.adapters.memory import MemoryBroker
 from travelrec.errors import BrokerUnavailable
 from travelrec.ports import Delivery, Subscription
-from travelrec.wire import Message
+from travelrec.wire import Message, dead_letter_topic
 from travelrec_worker import engine as engines
 from travelrec_worker.engine import Engine
 from travelrec_worker.progress import Progress
@@ -217,7 +217,7 @@ async def test_the_acknowledgement_is_the_handlers() -> None:
 
 
 async def test_a_handlers_error_costs_its_message_only() -> None:
-    """The engine goes on, and the message stays unacknowledged, so that it comes again."""
+    """The engine goes on; the message is handled again, and then is moved out of the way of those behind it."""
     world = World()
     world.handler.fails = {"bad"}
     async with world.running() as task:
@@ -225,9 +225,59 @@ async def test_a_handlers_error_costs_its_message_only() -> None:
         await eventually(lambda: world.handler.ended == ["good"])
         await world.broker.send("later")
         await eventually(lambda: world.handler.ended == ["good", "later"])
+        await eventually(lambda: world.engine.in_flight == 0)
         assert not task.done()
-        assert world.engine.in_flight == 0
+    assert world.handler.begun.count("bad") == engines._TRIES
+    assert await world.broker.left_over() == []
+    async with MemoryBroker.subscribe(world.broker, dead_letter_topic(TOPIC), GROUP) as dead:
+        (letter,) = await dead.take(10, 0.01)
+    assert (letter.message.value, letter.message.headers) == (
+        b"bad",
+        {"travelrec-error": "Its handler failed."},
+    )
+
+
+async def test_what_a_handler_could_not_do_at_first_is_done() -> None:
+    """A message is not lost to an error that passes, and its group does not wait for another member to have it."""
+    world = World()
+    world.handler.fails = {"bad"}
+    async with world.running():
+        await world.broker.send("bad")
+        await eventually(lambda: world.handler.begun)
+        world.handler.fails = set()
+        await eventually(lambda: world.handler.ended == ["bad"])
+    assert await world.broker.left_over() == []
+
+
+async def test_an_engine_that_stops_leaves_a_failed_message_to_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Stopping does not wait for the next attempt."""
+    monkeypatch.setattr(engines, "_RETRY_S", 60.0)
+    world = World()
+    world.handler.fails = {"bad"}
+    async with world.running(grace_s=20.0) as task:
+        await world.broker.send("bad")
+        await eventually(lambda: world.handler.begun and not world.handler.in_flight)
+        world.engine.stop()
+        async with asyncio.timeout(5):
+            await task
     assert await world.broker.left_over() == ["bad"]
+
+
+async def test_an_error_behind_the_acknowledgement_repeats_nothing() -> None:
+    """What was acknowledged is not handled again."""
+    world = World()
+
+    def acknowledges(delivery: Delivery) -> None:
+        delivery.acknowledge()
+        raise RuntimeError("behind it")
+
+    world.handler.acknowledges = acknowledges
+    async with world.running():
+        await world.broker.send("a")
+        await eventually(lambda: world.handler.begun and world.engine.in_flight == 0)
+    assert world.handler.begun == ["a"]
 
 
 @pytest.mark.parametrize("early", [False, True])
@@ -463,10 +513,11 @@ async def test_what_waits_for_its_turn_goes_to_the_next_member() -> None:
 
 
 async def test_a_failed_message_lets_the_next_of_its_key_go_on() -> None:
-    """It stays unacknowledged and comes again; its key is not stopped."""
+    """Once it was tried again, and is out of the way."""
     world = World(concurrency=10, in_key_order=True)
     world.handler.fails = {"bad"}
     async with world.running():
         await world.broker.send("bad", "good", key="a")
         await eventually(lambda: world.handler.ended == ["good"])
-    assert await world.broker.left_over() == ["bad"]
+    assert world.handler.begun == ["bad", "bad", "bad", "good"]
+    assert await world.broker.left_over() == []

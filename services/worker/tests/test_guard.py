@@ -17,6 +17,7 @@ from travelrec.ports import Answer, Question
 from travelrec.retry import RetryPolicy
 from travelrec.wire import JOBS_TOPIC
 from travelrec_worker import app, engine, gate, jobs, sweeper
+from travelrec_worker.limits import State
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(60)]
 
@@ -173,3 +174,43 @@ async def test_a_held_job_still_ends_with_its_deadline() -> None:
         late = [job for job in bench.of(uids) if job.error == "Deadline passed"]
         assert len(late) >= 60 - STANDING
         assert len(bench.world.broker.dead) == 60
+
+
+async def test_the_guard_of_jobs_is_not_in_the_way_of_chat(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs that are not guarded pass it while it is open, before those that wait there, and don't close it."""
+    monkeypatch.setattr(gate, "_TRIAL_S", 0.0)
+    monkeypatch.setattr(gate, "_GUARD_BACKOFF", RetryPolicy(base_s=1e6, cap_s=1e6))
+    world = World()
+    both = gate.Gate([world.model], 2, [("m", None)])
+    while both.guard.state is not State.OPEN:
+        async with both.place(1.0) as place:
+            place.failed("Bad release", final=True)
+    job = asyncio.create_task(entered(both, guarded=True))
+    await eventually(lambda: both._waiting)
+    for _ in range(gate._LAST):
+        assert await entered(both, guarded=False)
+    assert both.guard.state is State.OPEN
+    async with both.place(1.0, guarded=False), both.place(1.0, guarded=False):
+        third = asyncio.create_task(entered(both, guarded=False))
+        await eventually(lambda: len(both._waiting) == 2)
+        assert not third.done()
+    assert await third
+    assert not both.intake.is_set()
+    assert not job.done()
+    job.cancel()
+
+
+async def entered(both: gate.Gate, *, guarded: bool) -> bool:
+    async with both.place(20.0, guarded=guarded) as place:
+        place.completed()
+    return True
+
+
+async def test_answers_of_chat_say_nothing_of_jobs() -> None:
+    """However many there are, jobs that fail alike are found out."""
+    both = gate.Gate([World().model], 2, [("m", None)])
+    for _ in range(STANDING + 1):
+        await entered(both, guarded=False)
+        async with both.place(1.0) as place:
+            place.failed("Bad release", final=True)
+    assert both.guard.state is not State.CLOSED

@@ -44,6 +44,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(app, "RetryPolicy", partial(RetryPolicy, base_s=0.02, cap_s=0.05))
     monkeypatch.setattr(engine, "_TAKE_S", 0.02)
     monkeypatch.setattr(jobs, "_STORE_RETRY_S", 0.02)
+    monkeypatch.setattr(jobs, "_DEAD_LETTERS", RetryPolicy(base_s=0.02, cap_s=0.02))
     monkeypatch.setattr(sweeper, "_EVERY_S", 0.02)
     monkeypatch.setattr(gate, "_BACKOFF", RetryPolicy(base_s=0.02, cap_s=0.02))
 
@@ -343,7 +344,10 @@ async def test_out_of_attempts(world: World) -> None:
 
 
 async def test_a_job_does_not_end_without_its_dead_letter(world: World) -> None:
-    """While the copy can't be written the job stays pending, however long; then it fails for its own reason."""
+    """While the copy can't be written the job stays pending, however long; then it fails for its own reason.
+
+    The model is not asked again meanwhile.
+    """
     world.model.says["Peru"] = [Refused("No.")] * 100
     world.diary.away.add("dead letter")
     uid = await world.accept()
@@ -353,7 +357,7 @@ async def test_a_job_does_not_end_without_its_dead_letter(world: World) -> None:
         world.diary.away.clear()
         await eventually(lambda: world.signals.heard)
     assert (world.job(uid).status, world.job(uid).error) == (Status.FAILED, "Model refused")
-    assert len(world.broker.dead) == 1
+    assert (len(world.broker.dead), world.model.calls) == (1, 1)
 
 
 async def test_a_job_whose_worker_ends_before_its_dead_letter_is_handed_back(world: World) -> None:
@@ -468,6 +472,17 @@ async def test_a_message_that_nobody_here_wrote_goes_to_the_dead_letters(world: 
     assert (copy.key, copy.headers["h"]) == ("key", "1")
     assert "version 9" in copy.headers["travelrec-error"]
     assert [len(world.broker._topics[DEAD_LETTERS])] == [2]
+
+
+async def test_the_copy_of_a_message_that_is_too_large_has_its_beginning(world: World) -> None:
+    """One that no broker would take blocks nothing for ever."""
+    large = b"{" + bytes(2**20)
+    await world.broker.publish(JOBS_TOPIC, [Message(large)])
+    async with world.worker():
+        await eventually(lambda: world.broker.dead)
+    (copy,) = world.broker.dead
+    assert (copy.value, copy.headers["travelrec-bytes"]) == (large[: 2**19], str(2**20 + 1))
+    assert not await world.unacknowledged()
 
 
 # --- runs that are stopped ----------------------------------------------------------------------------

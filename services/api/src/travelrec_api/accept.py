@@ -21,6 +21,7 @@ from travelrec_api.answers import Answers
 
 log = structlog.get_logger(__name__)
 
+_MAX_WAITING = 10_000  # for the store: more than it takes in a second or two
 _MAX_UNPUBLISHED = 20_000
 _MAX_UNSURE = 10_000
 _LOOK_S = 0.25  # so often that a late write is seldom worked on before it is withdrawn
@@ -80,6 +81,8 @@ class Accepter:
             job = settled(job, answered, now, self._retention_s)
             tracing.linked(span, answered.trace)
         span.set_attributes({"travelrec.uid": job.uid, "travelrec.kind": kind})
+        if self._accepts.waiting >= _MAX_WAITING:
+            raise StoreUnavailable("too many requests wait for it")
         with tracing.span("store accept", span, SpanKind.CLIENT):
             standing = await self._accepts.submit(job)
         if standing.uid != job.uid:

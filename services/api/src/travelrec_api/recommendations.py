@@ -332,10 +332,10 @@ def _single(query: list[tuple[str, str]], field: str) -> str:
 
 
 def _wait(query: list[tuple[str, str]]) -> float:
-    if not any(name == "wait" for name, _ in query):
+    values = [value for name, value in query if name == "wait"]
+    if not values:
         return 0.0
-    text = _single(query, "wait")
-    seconds = float(text) if _NUMBER.fullmatch(text) else math.nan
+    seconds = float(values[0]) if len(values) == 1 and _NUMBER.fullmatch(values[0]) else math.nan
     if not 0 <= seconds <= _MAX_WAIT_S:
-        raise InvalidInput("wait", "wait: use a number of seconds from 0 to 60.")
+        raise InvalidInput("wait", "wait: use one number of seconds from 0 to 60.")
     return seconds

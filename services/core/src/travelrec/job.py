@@ -25,6 +25,7 @@ Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | Non
 Params: TypeAlias = Mapping[str, str]
 
 IDEMPOTENCY_S = 86400.0  # how long an Idempotency-Key stands for the job it made
+DEADLINE_PASSED = "Deadline passed"  # the error of a job whose time was over before it had an answer
 HASTY_CLAIMS = 3  # a job that was claimed more often may be what kills its workers: it waits for its lease
 
 

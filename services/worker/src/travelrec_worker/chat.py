@@ -120,11 +120,11 @@ class Chat:
         trouble: ModelError | None = None
         while True:
             try:
-                async with self._gate.place(ends_at - time.monotonic(), again=trouble is not None) as place:
+                again = trouble is not None
+                async with self._gate.place(ends_at - time.monotonic(), again=again, guarded=False) as place:
                     left_s = max(0.1, ends_at - time.monotonic())
                     call = place.ask(asked, left_s)
                     answer = await self._progress.within(left_s * 1.1, "chat", said.id, call)
-                    place.completed()
                     return answer.text
             except NotTheJobsFault as error:
                 trouble = error

@@ -19,7 +19,7 @@ import structlog
 from travelrec import metrics
 from travelrec.batching import Batcher
 from travelrec.errors import StoreUnavailable
-from travelrec.job import Bid, Completed, Failed, Job, Outcome, Retry, answers, at_work
+from travelrec.job import DEADLINE_PASSED, Bid, Completed, Failed, Job, Outcome, Retry, answers, at_work
 from travelrec.ports import Store
 from travelrec.wire import Signal
 from travelrec_worker.progress import Progress
@@ -109,8 +109,8 @@ class Coalescer:
             return found or outcome
         finally:
             del self._here[key]
-            # a result from elsewhere may be too old for a follower, and another's last attempt is not its own
-            told.set_result(None if isinstance(outcome, Failed) and job.tries else outcome)
+            # a result from elsewhere may be too old for a follower; another's last attempt, or deadline, is not its own
+            told.set_result(None if _is_its_own(outcome, job) else outcome)
 
     async def _elsewhere(
         self, job: Job, key: str, fresh_s: float, following: Callable[[], None], deadline: float
@@ -160,6 +160,11 @@ async def _answered(calls: Batcher[Item, Reply], item: Item) -> Reply:
         except StoreUnavailable as error:
             log.warning("coalescing waits", error=str(error))
             await asyncio.sleep(_STORE_RETRY_S)
+
+
+def _is_its_own(outcome: Outcome | None, job: Job) -> bool:
+    """Whether `job` failed for what it has been through, and not for what it asks."""
+    return isinstance(outcome, Failed) and (bool(job.tries) or outcome.last.error == DEADLINE_PASSED)
 
 
 def _theirs(outcome: Outcome | None) -> Outcome | None:

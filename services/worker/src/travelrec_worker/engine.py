@@ -16,12 +16,29 @@ import structlog
 from travelrec.errors import BrokerUnavailable
 from travelrec.ports import Broker, Delivery, Subscription
 from travelrec_worker.progress import Progress
+from travelrec_worker.rejected import rejected
 
 log = structlog.get_logger(__name__)
 
 _TAKE_S = 0.5
 _TURN_S = 5.0
 _RETRY_S = 1.0
+_TRIES = 3  # of a message whose handler has a defect
+
+
+class _Watched:
+    """A delivery that knows whether it was acknowledged."""
+
+    __slots__ = ("_delivery", "acknowledged", "message")
+
+    def __init__(self, delivery: Delivery) -> None:
+        self._delivery = delivery
+        self.message = delivery.message
+        self.acknowledged = False
+
+    def acknowledge(self) -> None:
+        self.acknowledged = True
+        self._delivery.acknowledge()
 
 
 class Engine:
@@ -30,6 +47,9 @@ class Engine:
     Handlers that acknowledge `early` are waited for after the group was left, so that nobody waits for them; others
     before that, or what they are about to acknowledge would be delivered again. While `intake` is not set nothing is
     taken, and the broker is told that this member is alive; to leave its messages to others there is `shed`.
+
+    A message whose handler fails unforeseen, and unacknowledged, is handled again, and in the end is moved to the
+    dead-letter topic: left as it is it would hold up what its group has done, and never come again.
 
     `in_key_order` messages of one key are handled one after the other, in the order taken. Those that wait for their
     turn have a place as well, so that one busy key may take them all.
@@ -176,12 +196,23 @@ class Engine:
             del self._lanes[key]
 
     async def _supervise(self, delivery: Delivery) -> None:
-        try:
-            await self._handle(delivery)
-        except (
-            Exception
-        ):  # the process is supervised here: nothing is acknowledged, so the message comes again
-            log.exception("handler failed", topic=self._topic)
+        watched = _Watched(delivery)
+        for tried in range(_TRIES):
+            try:
+                await self._handle(watched)
+            except Exception:  # the process is supervised here
+                log.exception("handler failed", topic=self._topic, tries=tried + 1)
+            else:
+                return
+            if watched.acknowledged or await self._stops_within(_RETRY_S * 2**tried):
+                return
+        await rejected(self._broker, self._topic, delivery, "Its handler failed.")
+
+    async def _stops_within(self, pause_s: float) -> bool:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(pause_s):
+                return await self._stopping.wait()
+        return False
 
     async def _may_take(self, free: int) -> bool:
         """Whether a hindrance has gone within the time that the broker may be left without a word."""

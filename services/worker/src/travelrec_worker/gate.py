@@ -189,9 +189,18 @@ class Turn:
     left: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """A run before the gate."""
+
+    turn: asyncio.Future[Turn]
+    guarded: bool
+
+
 class Gate:
     """Lets runs in, `ceiling` at the most; `intake` is set while more work is of use.
 
+    The guard judges and holds up those that are `guarded`; it is in nobody else's way.
     `called` has the name of each model and what its tokens cost.
     """
 
@@ -211,7 +220,7 @@ class Gate:
         self.intake = asyncio.Event()
         self.intake.set()
         self._ceiling = ceiling
-        self._waiting: deque[asyncio.Future[Turn]] = deque()
+        self._waiting: deque[_Waiting] = deque()
         self._shut_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = NEVER
@@ -224,11 +233,11 @@ class Gate:
         gate.providers = [_Unasked("none", _Nobody(), ceiling, "", None)]
         return gate
 
-    def place(self, within_s: float, *, again: bool = False) -> Place:
+    def place(self, within_s: float, *, again: bool = False, guarded: bool = True) -> Place:
         """A place in turn, or before all others for a run that was let in `again`; see `Place`."""
-        return Place(self, within_s, again)
+        return Place(self, within_s, again, guarded)
 
-    async def enter(self, within_s: float, again: bool) -> Turn:
+    async def enter(self, within_s: float, again: bool, guarded: bool) -> Turn:
         """Waits for a turn; raises `Shut`, or `TimeoutError` when there was none in time."""
         now = time.monotonic()
         if within_s <= 0:
@@ -238,14 +247,14 @@ class Gate:
                 0
             )  # a run that is let in at once, and fails at once, leaves the loop to the others
         if not self._waiting:
-            at, provider = self._next(now)
+            at, provider = self._next(now, guarded)
             if provider is not None and at <= now:
-                return self._let_in(provider, now)
+                return self._let_in(provider, now, guarded)
         turn: asyncio.Future[Turn] = asyncio.get_running_loop().create_future()
         if again:
-            self._waiting.appendleft(turn)
+            self._waiting.appendleft(_Waiting(turn, guarded))
         else:
-            self._waiting.append(turn)
+            self._waiting.append(_Waiting(turn, guarded))
         self.turn()
         try:
             async with asyncio.timeout(within_s):
@@ -290,33 +299,43 @@ class Gate:
         """Lets in who may go, and sets the time for the next look."""
         now = time.monotonic()
         next_at = NEVER
-        while self._waiting:
-            if self._waiting[0].done():  # its run was cancelled
-                self._waiting.popleft()
-                continue
-            next_at, provider = self._next(now)
+        while (waiting := self._first(now)) is not None:
+            next_at, provider = self._next(now, waiting.guarded)
             if provider is None or next_at > now:
                 break
-            self._waiting.popleft().set_result(self._let_in(provider, now))
-        shut_until = max(self.guard.next_at(), min(provider.shut_until for provider in self.providers))
+            self._waiting.remove(waiting)
+            waiting.turn.set_result(self._let_in(provider, now, waiting.guarded))
+        shut_until = max(self.guard.next_at(), self._shut_until())
         if shut_until > now:
             self._pause(now)
+            next_at = min(next_at, shut_until)
         else:
             self.intake.set()
         self._look_again(now, next_at if self._waiting else shut_until)
 
-    def _let_in(self, provider: Provider, now: float) -> Turn:
-        run = self.guard.let_in(now)
-        if run.probe:
+    def _first(self, now: float) -> _Waiting | None:
+        """Whose turn it is: who has waited longest, of those that are not guarded while the guard holds up the rest."""
+        while self._waiting and self._waiting[0].turn.done():  # its run was cancelled
+            self._waiting.popleft()
+        if not self._waiting:
+            return None
+        if self.guard.next_at() > now:
+            passing = (each for each in self._waiting if not each.guarded and not each.turn.done())
+            return next(passing, self._waiting[0])
+        return self._waiting[0]
+
+    def _let_in(self, provider: Provider, now: float, guarded: bool) -> Turn:
+        run = self.guard.let_in(now) if guarded else None
+        if run is not None and run.probe:
             self._shown.set(self.guard.state)
         return Turn(provider, provider.enter(now), run)
 
-    def _next(self, now: float) -> tuple[float, Provider | None]:
+    def _next(self, now: float, is_guarded: bool) -> tuple[float, Provider | None]:
         """When a call may be sent next, and to whom; a time that has passed means now."""
         soonest: tuple[float, Provider | None] = (NEVER, None)
         if sum(provider.in_flight for provider in self.providers) >= self._ceiling:
             return soonest
-        guarded = self.guard.next_at()
+        guarded = self.guard.next_at() if is_guarded else -NEVER
         for provider in self.providers:
             at = max(guarded, provider.next_at(now))
             if at <= now:
@@ -327,6 +346,10 @@ class Gate:
                 break
         return soonest
 
+    def _shut_until(self) -> float:
+        """Until when no provider is to be asked at all."""
+        return min(provider.shut_until for provider in self.providers)
+
     def _pause(self, now: float) -> None:
         if self.intake.is_set():
             self.intake.clear()
@@ -334,15 +357,18 @@ class Gate:
             broken = all(provider.broken for provider in self.providers)
             guarded = self.guard.state is not State.CLOSED
             metrics.PAUSES.labels("guard" if guarded else "breaker" if broken else "rate limit").inc()
-        if now - self._shut_at >= _PATIENCE_S:
-            while len(self._waiting) > 1:  # the first one stays, to probe
-                waiting = self._waiting.pop()
-                if not waiting.done():
-                    waiting.set_exception(Shut())
+        if now - self._shut_at >= _PATIENCE_S and len(self._waiting) > 1:
+            everybody = self._shut_until() > now
+            first = self._waiting[0]  # stays, to probe
+            for waiting in self._waiting:
+                if waiting is not first and not waiting.turn.done() and (everybody or waiting.guarded):
+                    waiting.turn.set_exception(Shut())
+            self._waiting = deque(waiting for waiting in self._waiting if not waiting.turn.done())
 
     def _look_again(self, now: float, at: float) -> None:
-        if not self.intake.is_set() and len(self._waiting) > 1:
-            at = min(at, self._shut_at + _PATIENCE_S)
+        patience_ends_at = self._shut_at + _PATIENCE_S
+        if not self.intake.is_set() and len(self._waiting) > 1 and patience_ends_at > now:
+            at = min(at, patience_ends_at)
         elif not self._waiting and at <= now:
             at = NEVER
         if self._timer is not None and self._timer_at != at:
@@ -364,16 +390,17 @@ class Place:
     Before it leaves, the run says what it came to: `completed`, `failed`, or nothing if it was stopped.
     """
 
-    def __init__(self, gate: Gate, within_s: float, again: bool) -> None:
+    def __init__(self, gate: Gate, within_s: float, again: bool, guarded: bool) -> None:
         self._gate = gate
         self._within_s = within_s
         self._again = again
+        self._guarded = guarded
         self._turn = Turn(gate.providers[0], None, None)
         self.input_tokens = 0  # of all answers that were had here
         self.output_tokens = 0
 
     async def __aenter__(self) -> Place:
-        self._turn = await self._gate.enter(self._within_s, self._again)
+        self._turn = await self._gate.enter(self._within_s, self._again, self._guarded)
         return self
 
     async def __aexit__(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -24,6 +25,7 @@ from travelrec.errors import (
     Undecodable,
 )
 from travelrec.job import (
+    DEADLINE_PASSED,
     Completed,
     Failed,
     HandedBack,
@@ -41,7 +43,6 @@ from travelrec.ports import Broker, Delivery, Signals, Store
 from travelrec.retry import RetryPolicy
 from travelrec.wire import (
     SIGNALS_TOPIC,
-    Message,
     Signal,
     dead_letter_topic,
     decode_job,
@@ -51,14 +52,18 @@ from travelrec_worker.coalescing import Coalescer
 from travelrec_worker.gate import Gate, Place, Shut
 from travelrec_worker.leases import Leases
 from travelrec_worker.progress import Progress
+from travelrec_worker.rejected import rejected
 from travelrec_worker.story import Story
 
 log = structlog.get_logger(__name__)
 
 
 _STORE_RETRY_S = 0.25
+_DEAD_LETTERS = RetryPolicy(base_s=0.5, cap_s=5.0)
 _LATE_CLAIM_S = 5.0  # how long a worker that ends waits for a claim, to hand the job back
 _AHEAD = 2  # half as many jobs again are claimed before a call is free for them
+_MAX_UNANNOUNCED = 5_000
+_DRAIN_S = 5.0  # for signals, where they can't be sent
 _UNKNOWN_KIND_S = 30.0  # a newer release may be about to take over
 _CLAIMS_PER_ATTEMPT = 4  # a job that keeps killing its worker is given up
 
@@ -120,7 +125,7 @@ class Jobs:
         try:
             uid = decode_job(delivery.message)
         except Undecodable as error:
-            await self._reject(delivery, str(error))
+            await rejected(self._broker, self._topic, delivery, str(error))
             return
         await self._ahead.acquire()
         with (
@@ -154,9 +159,11 @@ class Jobs:
                 self._leases.abandon(signal.uid)
 
     async def drain(self) -> None:
-        """Returns when every settlement and signal on its way is out."""
+        """Returns when every settlement on its way is out, and every signal that can be sent in time."""
         await self._settlements.drain()
-        await self._announcements.drain()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_DRAIN_S):
+                await self._announcements.drain()
 
     async def _outcome(self, job: Job, story: Story, following: Callable[[], None]) -> Outcome | None:
         """Runs or follows; None when the job was cancelled or lost: nothing is left to write."""
@@ -296,31 +303,24 @@ class Jobs:
             log.warning("not handed back", uid=job.uid, error=str(error))
 
     async def _with_dead_letter(self, job: Job, outcome: Failed) -> Outcome:
-        """The outcome once a copy of the job stands on the dead-letter topic; without one the job can't end."""
-        topic = dead_letter_topic(self._topic)
-        now = time.time()
-        copy = settled(replace(job), outcome, now, 0.0)
-        try:
-            await self._broker.publish(topic, [encode_dead_letter(copy)])
-        except BrokerUnavailable as error:
-            log.warning("no dead letter yet", uid=job.uid, error=str(error))
-            return Retry(now + self._retry.base_s)
-        self._dead_letters.inc()
-        return outcome
+        """The outcome once a copy of the job stands on the dead-letter topic; without one the job can't end.
 
-    async def _reject(self, delivery: Delivery, reason: str) -> None:
-        message = delivery.message
-        copy = Message(message.value, {**message.headers, "travelrec-error": reason}, message.key)
+        The job waits for it under its lease: run again it would be paid for again.
+        """
         topic = dead_letter_topic(self._topic)
-        while True:
+        copy = settled(replace(job), outcome, time.time(), 0.0)
+        for failures in itertools.count(1):
             try:
-                await self._broker.publish(topic, [copy])
-            except BrokerUnavailable:
-                await asyncio.sleep(_STORE_RETRY_S)
+                await self._broker.publish(topic, [encode_dead_letter(copy)])
+            except BrokerUnavailable as error:
+                log.warning("no dead letter yet", uid=job.uid, error=str(error))
             else:
                 break
+            if not self._leases.stands(job, time.time()):
+                return HandedBack()  # somebody else may have it by now
+            await asyncio.sleep(_DEAD_LETTERS.delay_s(failures))
         self._dead_letters.inc()
-        delivery.acknowledge()
+        return outcome
 
     async def _claim(self, uid: str) -> Job | None:
         claiming = self._claims.enqueue(uid)
@@ -365,7 +365,8 @@ class Jobs:
                 metrics.JOB_SECONDS.labels(job.kind, status.value).observe(
                     max(0.0, now - job.created_at), tracing.exemplar(job.headers)
                 )
-                self._announcements.post(Signal(job.uid, status, trace))
+                if self._announcements.waiting < _MAX_UNANNOUNCED:  # who waits for a lost one looks again
+                    self._announcements.post(Signal(job.uid, status, trace))
         return [each.job.uid in stood for each in ended]
 
     async def _announce_all(self, signals: list[Signal]) -> list[None]:
@@ -412,4 +413,4 @@ def _traced(outcome: Outcome, trace: str | None) -> Outcome:
 
 def _too_late(trouble: str = "") -> Failed:
     told = f"{trouble}No answer could be had in time. Please try again later."
-    return Failed(Try(time.time(), "Deadline passed", told))
+    return Failed(Try(time.time(), DEADLINE_PASSED, told))

@@ -27,6 +27,7 @@ from travelrec.trips.joining import Part, Waiting
 from travelrec.trips.ports import TripStore
 from travelrec.wire import JOINED_TOPIC, Message, dead_letter_topic
 from travelrec_worker.progress import Progress
+from travelrec_worker.rejected import copied
 
 log = structlog.get_logger(__name__)
 
@@ -239,5 +240,4 @@ def _headers(stream: Stream, trip: Waiting) -> dict[str, str]:
 
 
 def _rejected(stream: Stream, message: Message, reason: str) -> Message:
-    headers = {**message.headers, "travelrec-error": reason, "travelrec-topic": stream.topic}
-    return Message(message.value, headers, message.key)
+    return copied(message, {"travelrec-error": reason, "travelrec-topic": stream.topic})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 
 from travelrec import metrics
 from travelrec.errors import BrokerUnavailable
@@ -10,12 +11,24 @@ from travelrec.ports import Broker, Delivery
 from travelrec.wire import Message, dead_letter_topic
 
 _RETRY_S = 0.5
+_MAX_BYTES = 512 * 1024
+
+
+def copied(message: Message, more: Mapping[str, str]) -> Message:
+    """A copy for a dead-letter topic, with `more` headers; of a message that brokers would refuse only the beginning.
+
+    One that came compressed, or from a topic for larger ones, may be too large for it; `travelrec-bytes` then has its
+    size.
+    """
+    headers = {**message.headers, **more}
+    if len(message.value) > _MAX_BYTES:
+        headers["travelrec-bytes"] = str(len(message.value))
+    return Message(message.value[:_MAX_BYTES], headers, message.key)
 
 
 async def rejected(broker: Broker, topic: str, delivery: Delivery, reason: str) -> None:
     """Acknowledges a message of `topic` once a copy of it, with the reason, is on its dead-letter topic."""
-    message = delivery.message
-    copy = Message(message.value, {**message.headers, "travelrec-error": reason}, message.key)
+    copy = copied(delivery.message, {"travelrec-error": reason})
     while True:
         try:
             await broker.publish(dead_letter_topic(topic), [copy])

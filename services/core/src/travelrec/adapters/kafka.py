@@ -456,7 +456,7 @@ class KafkaSignals:
                 async with self._broker.reader(self._topic) as consumer:
                     ready.set()
                     async for record in consumer:
-                        await tell(hear, record.value)
+                        await tell(hear, record.value or b"")
             except KafkaError as error:
                 log.warning("signals are not heard for now: %s", error)
                 await asyncio.sleep(1.0)

@@ -107,11 +107,11 @@ class MongoStore:
 
     async def _insert(self, jobs: Sequence[Job]) -> list[int]:
         """Inserts what it can; answers the places of those that a unique key refused."""
-        try:
-            with translated():
+        with translated():
+            try:
                 await self._jobs.bulk_write([InsertOne(_record(job)) for job in jobs], ordered=False)
-        except BulkWriteError as error:
-            return _only_duplicates(error)
+            except BulkWriteError as error:
+                return duplicates(error)
         return []
 
     async def _standing(self, job: Job, now: float) -> Job:
@@ -299,12 +299,12 @@ class MongoStore:
         ]
         updates += [UpdateOne({"_id": key}, {"$setOnInsert": one}, upsert=True) for key, one in mine.items()]
         new: set[str] = set()
-        try:
-            with translated():
+        with translated():
+            try:
                 done = await self._leads.bulk_write(updates, ordered=False)
-            new.update((done.upserted_ids or {}).values())
-        except BulkWriteError as error:  # two upserts of one key raced: the other stands
-            _only_duplicates(error)
+                new.update((done.upserted_ids or {}).values())
+            except BulkWriteError as error:  # two upserts of one key raced: the other stands
+                duplicates(error)
         others = [bid.key for bid in bids if bid.key not in new]
         led = await self.leaders(others) if others else {}
         return [led.get(bid.key, bid.uid) for bid in bids]
@@ -384,11 +384,13 @@ class MongoStore:
         self._indexed = True
 
 
-def _only_duplicates(error: BulkWriteError) -> list[int]:
-    """The places of the writes that a unique key refused; any other refusal is `StoreUnavailable`."""
-    errors = (error.details or {}).get("writeErrors", [])
-    if not errors or any(e.get("code") != _DUPLICATE_KEY for e in errors):
-        raise StoreUnavailable(f"MongoDB refused a write: {error}") from error
+def duplicates(error: BulkWriteError) -> list[int]:
+    """The places of the writes that a unique key refused; raises `error` if there is any other trouble in it."""
+    details = error.details or {}
+    errors = details.get("writeErrors", [])
+    others = any(e.get("code") != _DUPLICATE_KEY for e in errors)
+    if not errors or others or details.get("writeConcernErrors"):
+        raise error
     return [int(e["index"]) for e in errors]
 
 
@@ -407,11 +409,19 @@ def _job(record: Mapping[str, Any]) -> Job:
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """The driver's errors in this project's words; a bulk write's own error is for the caller to read."""
+    """The driver's errors in this project's words, without what was to be written.
+
+    A bulk write that a server did not confirm, because it steps down for one, may stand: its callers ask again.
+    """
     try:
         yield
-    except BulkWriteError:
-        raise
+    except BulkWriteError as error:
+        details = error.details or {}
+        codes = {
+            e.get("code") for name in ("writeErrors", "writeConcernErrors") for e in details.get(name, ())
+        }
+        told = ", ".join(sorted(map(str, codes)))
+        raise StoreUnavailable(f"MongoDB did not confirm a write (code {told})") from error
     except PyMongoError as error:
         raise StoreUnavailable(f"MongoDB: {_without_password(str(error))[:300]}") from error
 

@@ -12,13 +12,11 @@ from typing import Any  # the two drivers share their calls, not a type
 from pymongo import ASCENDING, UpdateOne
 from pymongo.errors import BulkWriteError
 
-from travelrec.adapters.mongo import MongoStore, translated
+from travelrec.adapters.mongo import MongoStore, duplicates, translated
 from travelrec.adapters.trip_records import Record, trip_from_record, trip_to_record
-from travelrec.errors import StoreUnavailable
 from travelrec.trips import joining
 from travelrec.trips.joining import NAMES, Part, Waiting
 
-_DUPLICATE_KEY = 11000
 _DROPPED = dict.fromkeys((*NAMES, "traces", "told", "due_at"), "")
 
 
@@ -118,15 +116,12 @@ class MongoTripStore:
     async def _upsert(self, updates: Sequence[UpdateOne]) -> set[str]:
         """Answers the ids that were new, as far as it knows; what was written before an error is not new."""
         while True:
-            try:
-                with translated():
+            with translated():
+                try:
                     done = await self._trips.bulk_write(updates, ordered=False)
-            except BulkWriteError as error:  # of two upserts of one id the other came first: now it stands
-                errors = (error.details or {}).get("writeErrors", [])
-                if not errors or any(e.get("code") != _DUPLICATE_KEY for e in errors):
-                    raise StoreUnavailable(f"MongoDB refused a write: {error}") from error
-            else:
-                return set((done.upserted_ids or {}).values())
+                    return set((done.upserted_ids or {}).values())
+                except BulkWriteError as error:
+                    duplicates(error)  # of two upserts of one id the other came first: now it stands
 
     async def _find(self, query: Mapping[str, Any]) -> list[Waiting]:
         with translated():

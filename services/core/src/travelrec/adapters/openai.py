@@ -228,6 +228,8 @@ async def _completion(timeout_s: float) -> AsyncIterator[None]:
         raise ModelTimeout(_TOO_LATE) from error
     except openai.OpenAIError as error:
         raise _translated(error) from error
+    except httpx2.RequestError as error:  # while a body is read, where the SDK lets it through
+        raise _by_cause(error) from error
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise BrokenOutput("The model's server answered with something else than a completion.") from error
 
@@ -299,7 +301,7 @@ def _translated(error: openai.OpenAIError) -> ModelError:
             return ModelBusy("The model's answer could not be read.")
 
 
-def _by_cause(error: openai.APIConnectionError) -> ModelError:
+def _by_cause(error: Exception) -> ModelError:
     """What broke, by the innermost error: on the way up a reset is turned into a time-out of the connection."""
     cause: BaseException | None = error
     while cause is not None:
