@@ -38,7 +38,7 @@ def test_lines_are_answered_once_and_in_order_over_a_killed_service(tmp_path: Pa
             assert talk.stderr.readline() == "connected\n"
             assert talk.stderr.readline() == "sent, waiting for the answer\n"
             service.process.kill()
-            assert talk.stderr.readline().startswith("no connection")
+            assert talk.stderr.readline().startswith("no connection to http://127.0.0.1:")
             model.behave()
             service.start()
             output, _ = talk.communicate(timeout=60)

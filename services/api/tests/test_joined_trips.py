@@ -171,3 +171,14 @@ async def test_the_end_of_the_api_ends_the_streams(broker: Broker) -> None:
         await asyncio.sleep(0)
         trips.stop()
         assert (await waiting, trips.stopped) == ([], True)
+
+
+async def test_a_reader_that_ended_is_followed_by_another(broker: Broker) -> None:
+    """Whatever ended it: who watches from now on is told of trips."""
+    trips = JoinedTrips(broker, Codec(BundledRegistry()))
+    async with trips.watched():
+        await eventually(lambda: broker.tails)
+        trips._reading.cancel()
+        await asyncio.wait([trips._reading])
+        async with trips.watched():
+            await eventually(lambda: broker.tails == 1)

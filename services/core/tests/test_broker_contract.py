@@ -254,6 +254,24 @@ async def test_signals_stop_when_left(signals: Signals) -> None:
 
 
 @pytest.mark.real("kafka")
+async def test_a_record_of_somebody_else_is_delivered(kafka_server, topic: str, group: str) -> None:  # type: ignore[no-untyped-def]
+    """Its headers may have no value, nor it itself: an error there would end every member of the group in turn."""
+    from aiokafka import AIOKafkaProducer
+
+    from travelrec.adapters.kafka import KafkaBroker
+
+    async with (
+        KafkaBroker.opened(kafka_server.address, timeout_s=10.0) as kafka,
+        kafka.subscribe(topic, group) as subscription,
+        AIOKafkaProducer(bootstrap_servers=kafka_server.address) as producer,
+    ):
+        headers = [("none", None), ("bytes", b"\xff")]
+        await producer.send_and_wait(topic, None, key=b"\xff", headers=headers)
+        (delivery,) = await take_all(subscription, 1)
+    assert delivery.message == Message(b"", {"none": "", "bytes": "\ufffd"}, "\ufffd")
+
+
+@pytest.mark.real("kafka")
 async def test_a_signal_that_is_none_ends_no_listener(kafka_server) -> None:  # type: ignore[no-untyped-def]
     """What somebody else writes to the topic, a tombstone for one, is skipped."""
     from aiokafka import AIOKafkaProducer

@@ -83,6 +83,19 @@ async def test_a_message_that_failed_may_be_sent_again(history: ChatHistory, use
     assert kinds == ["message", "error", "message", "response"]
 
 
+@pytest.mark.parametrize("failed_first", [False, True])
+async def test_a_sending_has_an_answer_or_a_failure(
+    history: ChatHistory, user: str, failed_first: bool
+) -> None:
+    """Two workers that had it at once may come to different ends: the first one counts."""
+    assert await history.append(reply(user, "1", failed=failed_first))
+    assert not await history.append(reply(user, "1", failed=not failed_first))
+    assert [entry.kind for entry in await history.recent(user, 10)] == [
+        "message",
+        "error" if failed_first else "response",
+    ]
+
+
 async def test_what_is_behind_a_place_is_read_in_order(history: ChatHistory, user: str) -> None:
     """Pages of any size, one after the other, have everything once; behind the last place there is nothing."""
     for number in range(5):
@@ -99,7 +112,10 @@ async def test_what_is_behind_a_place_is_read_in_order(history: ChatHistory, use
     assert list(await history.recent(user, 3)) == everything[-3:]
 
 
-@pytest.mark.parametrize("since", ["", "nonsense", "-", "+", "(1", "0", "$", "1-1-1", "'; --", "9" * 50])
+@pytest.mark.parametrize(
+    "since",
+    ["", "nonsense", "-", "+", "(1", "0", "$", "1-1-1", "'; --", "9" * 50, "9" * 20 + "-0", "0-" + "9" * 20],
+)
 async def test_behind_an_unknown_place_is_everything(history: ChatHistory, user: str, since: str) -> None:
     """What no history has given is no place, and harms nothing."""
     await history.append(reply(user, "1"))

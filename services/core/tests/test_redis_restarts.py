@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from support import Redis
+from support import Redis, eventually, unique_name
 from travelrec.adapters.chat_limits import SharedRateLimit
 from travelrec.adapters.redis_chat import RedisChatHistory
 from travelrec.adapters.redis_signals import RedisSignals
@@ -59,3 +59,28 @@ async def test_a_call_that_is_cancelled_ends(redis_server: Redis) -> None:
                 task.cancel()
                 await asyncio.wait([task])
                 assert task.cancelled()
+
+
+async def test_more_calls_than_connections_wait(redis_server: Redis) -> None:
+    """A burst is no outage: the limit stays shared, and every history is read."""
+    user, calls = unique_name("user"), 600
+    async with (
+        SharedRateLimit.opened(redis_server.url, 30) as limit,
+        RedisChatHistory.opened(redis_server.url) as history,
+    ):
+        waits = await asyncio.gather(*(limit.take(user) for _ in range(calls)))
+        assert (sum(wait == 0 for wait in waits), limit._away_until) == (30, 0.0)
+        assert await asyncio.gather(*(history.recent(user, 10) for _ in range(calls))) == [[]] * calls
+
+
+async def test_a_piece_that_nobody_can_read_does_not_silence_the_bell(redis_server: Redis) -> None:
+    """Of another release, or of somebody else."""
+    rung: list[str | None] = []
+    user = unique_name("user")
+    async with (
+        RedisChatHistory.opened(redis_server.url) as history,
+        history.listen(rung.append, lambda piece: None),
+    ):
+        for text in ("{", "3", "[]", "[1, 2, 3, 4, 5, 6]", ""):
+            await history._redis.publish(f"travelrec:chat:bell:{user}", text)
+        await eventually(lambda: user in rung)

@@ -86,6 +86,9 @@ def test_exhausted_at_the_last_attempt() -> None:
         ({"retry-after": "soon"}, None),
         ({"retry-after": "Wed, 99 Foo 2026 99:99:99 GMT"}, None),
         ({"retry-after": "Wed, 21 Oct 99999 07:28:00 GMT"}, None),
+        ({"retry-after": "Mon, 01 Jan 2024 00:00:00 +999999999999999"}, None),
+        ({"retry-after": "Mon, 01 Jan 99999999999999999999 00:00:00 GMT"}, None),
+        ({"retry-after": "Mon, 01 Jan 0001 00:00:00 +2359"}, None),
     ],
 )
 def test_what_a_provider_asks_for(headers: dict[str, str], expected: float | None) -> None:

@@ -130,8 +130,16 @@ def test_an_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
 
 BAD = {
     "MODEL_PRICES": ["ours", "ours=1", "ours=-1/2"],
-    "BROKER_URL": ["mqtt://h", "kafka://", "amqp://h:port", "://h"],
-    "KAFKA_BOOTSTRAP_SERVERS": ["http://h:9092"],
+    "BROKER_URL": [
+        "mqtt://h",
+        "kafka://",
+        "amqp://h:port",
+        "://h",
+        "foo",
+        "kafka://u:p@h:9092",
+        "kafka+ssl://u@h:9092",
+    ],
+    "KAFKA_BOOTSTRAP_SERVERS": ["http://h:9092", "h", "u:p@h:9092", "h:9092,"],
     "STORE_URL": ["postgres://h/db", "sqlite://", "sqlite:///", "mongodb://", "file.db"],
     "MONGODB_URL": ["h/db"],
     "SIGNAL_URL": ["redis", "mqtt://h", "kafka://", "redis://", "redis://h:port"],
@@ -201,11 +209,11 @@ SECRETS = {
     "OPENAI_FALLBACK_API_KEY": SECRET,
     "OPENAI_FALLBACK_BASE_URL": f"http://user:{SECRET}@h/v1",
     "TASKS_PROVIDER_URL": f"http://user:{SECRET}@h",
-    "BROKER_URL": f"kafka://user:{SECRET}@h:9092",
+    "BROKER_URL": f"amqp://user:{SECRET}@h:5672",
     "STORE_URL": f"mongodb://user:{SECRET}@h/db",
     "CHAT_TOKEN_SECRET": SECRET,
     "REDIS_URL": f"redis://user:{SECRET}@h:6379",
-    "SIGNAL_URL": f"kafka://user:{SECRET}@h:9092",
+    "SIGNAL_URL": f"redis://user:{SECRET}@h:6379",
 }
 
 

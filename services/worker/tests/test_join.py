@@ -212,6 +212,22 @@ async def test_what_can_not_be_decoded_is_a_dead_letter(world: World) -> None:
     assert await world.records(JOINED) == [joined(made)]
 
 
+async def test_a_record_that_is_too_large_is_a_dead_letter(world: World) -> None:
+    """Three of them would not fit into one; there is the beginning of it."""
+    (made,) = made_up("large", 1)
+    async with world.joining():
+        await world.send((SOURCES[0].topic, Message(b"\0" * 600_000, {"h": "1", "long": "x" * 10_000}, "k")))
+        for stream in SOURCES:
+            await world.send(world.message(stream, made))
+        await world.acknowledged()
+    (letter,) = world.broker.published[DEAD_LETTERS_TOPIC]
+    assert len(letter.value) == 512 * 1024
+    assert letter.headers["travelrec-bytes"] == "600000"
+    assert "600,000 bytes" in letter.headers["travelrec-error"]
+    assert ("h" in letter.headers, "long" in letter.headers) == (True, False)
+    assert await world.records(JOINED) == [joined(made)]
+
+
 async def test_incomplete_trips_are_told_after_their_time(world: World) -> None:
     """Each missing one stream: what there is, and what is missing; complete ones beside them are joined only."""
     made = made_up("incomplete", 4)

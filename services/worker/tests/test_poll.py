@@ -206,3 +206,22 @@ async def test_a_store_that_is_away_is_waited_for(monkeypatch: pytest.MonkeyPatc
         await eventually(lambda: store.reports >= 2)
         store.away = False
         await eventually(lambda: store.tasks["2"].status is COMPLETED)
+
+
+async def test_a_defect_ends_no_poller(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor its process, which has other roles: it polls again."""
+    store = Store()
+    await store.has(t1=NOT_STARTED)
+    report = store.report
+    failures = [RuntimeError("a defect")]
+
+    async def reported(rows):
+        if failures:
+            raise failures.pop()
+        return await report(rows)
+
+    monkeypatch.setattr(store, "report", reported)
+    monkeypatch.setattr(poll, "_LEASE_SLACK_S", -1.8)
+    async with saying([{"id": "1", "status": "In Progress"}]) as url, polling(store, url):
+        await eventually(lambda: store.reports, 20)
+    assert not failures

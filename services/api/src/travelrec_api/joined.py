@@ -85,7 +85,7 @@ class JoinedTrips:
     async def watched(self) -> AsyncIterator[Watcher]:
         """A watcher, who is told at once whether the topic is read."""
         watcher = Watcher()
-        if self._reading is None:
+        if self._reading is None or self._reading.done():
             self._state = Happening("away", None)
             self._reading = asyncio.create_task(self._read())
         watcher.tell(self._state)

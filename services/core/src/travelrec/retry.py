@@ -57,9 +57,9 @@ def retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
         except ValueError:
             try:
                 moment = parsedate_to_datetime(value)
-            except ValueError:
+                seconds = moment.replace(tzinfo=moment.tzinfo or UTC).timestamp() - now
+            except (ValueError, OverflowError):
                 continue
-            seconds = moment.replace(tzinfo=moment.tzinfo or UTC).timestamp() - now
         if 0 <= seconds < float("inf"):
             return seconds
     return None

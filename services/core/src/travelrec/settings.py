@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -29,10 +30,13 @@ _SCHEMES = {
 }
 
 
+_SERVERS = re.compile(r"\s*[^\s,/@]+:\d+(\s*,\s*[^\s,/@]+:\d+)*\s*")
+
+
 def _kafka_url(value: object) -> object:
-    """`KAFKA_BOOTSTRAP_SERVERS` has no scheme."""
-    if isinstance(value, str) and value and "://" not in value:
-        return f"kafka://{value.strip()}"
+    """`KAFKA_BOOTSTRAP_SERVERS`, host:port,…, has no scheme."""
+    if isinstance(value, str) and _SERVERS.fullmatch(value):
+        return f"kafka://{''.join(value.split())}"
     return value
 
 
@@ -53,13 +57,14 @@ class Settings(BaseSettings):
     broker_url: Annotated[str, BeforeValidator(_kafka_url)] = Field(
         "memory://",
         validation_alias=AliasChoices("BROKER_URL", "KAFKA_BOOTSTRAP_SERVERS", "RABBITMQ_URL"),
-        description="Where jobs are dispatched: memory:// (one process), kafka://host:9092,…, amqp://user:password@host",
+        description="Where jobs are dispatched: memory:// (one process), kafka://host:9092,…, amqp://user:password@host;"
+        " with TLS kafka+ssl://, amqps://",
         repr=False,
     )
     store_url: str = Field(
         "sqlite:///.travelrec/travelrec.db",
         validation_alias=AliasChoices("STORE_URL", "MONGODB_URL"),
-        description="Where jobs are kept: sqlite:///path (one process), mongodb://host/database",
+        description="Where jobs are kept: sqlite:///path (one process), mongodb://host/database, mongodb+srv://",
         repr=False,
     )
     signal_url: str = Field(
@@ -183,7 +188,7 @@ class Settings(BaseSettings):
         30 * 86400.0,
         ge=60,
         validation_alias="CHAT_HISTORY_TTL",
-        description="seconds a history is kept after its last message",
+        description="seconds a history in Redis is kept after its last message",
     )
     chat_timeout_s: float = Field(
         30.0,
@@ -241,7 +246,11 @@ class Settings(BaseSettings):
         description="seconds that the mock model takes for a prediction",
     )
 
-    host: str = Field("127.0.0.1", validation_alias="HOST", description="the address the API listens on")
+    host: str = Field(
+        "127.0.0.1",
+        validation_alias="HOST",
+        description="the address the API, and a worker's METRICS_PORT, listen on",
+    )
     port: int = Field(
         3000, ge=0, le=65535, validation_alias="PORT", description="the port the API listens on"
     )
@@ -296,6 +305,10 @@ class Settings(BaseSettings):
             raise ValueError("sqlite:// needs a path: sqlite:///relative or sqlite:////absolute")
         if url and scheme != "memory" and not rest.strip("/"):
             raise ValueError(f"{scheme}:// needs a host")
+        if scheme.startswith("kafka") and "@" in rest:
+            raise ValueError(
+                "Kafka with a user and a password is not supported; use kafka:// or kafka+ssl://"
+            )
         if scheme in ("amqp", "amqps", "redis", "rediss"):
             _refuse_bad_port(url)
         return url

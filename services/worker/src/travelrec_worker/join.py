@@ -35,6 +35,7 @@ DEAD_LETTERS_TOPIC = dead_letter_topic(JOINED_TOPIC)
 _LEASE_S = 15.0  # longer than a publish may take; what a dead worker held waits for so long
 _REMEMBERED_S = 3600.0  # a published trip, so that a repeat of its records is known for one
 _AGAIN_S = 0.5
+_MAX_BYTES = 300_000  # of a record: a broker takes 1 MiB
 _LOOK_S = 5.0  # a window is looked at twenty times, but no less often
 _LOOKS = 20
 _FORGET_S = 60.0
@@ -80,6 +81,8 @@ class Join:
         delivery.acknowledge()
 
     async def _part(self, stream: Stream, message: Message) -> Part:
+        if len(message.value) > _MAX_BYTES:
+            raise Undecodable(f"a record of {len(message.value):,} bytes; three of them must fit into one")
         while True:
             try:
                 record = await self._codec.decode(stream, message.value)

@@ -54,6 +54,9 @@ class Poller:
             except StoreUnavailable as error:
                 log.warning("store away", error=str(error))
                 pause_s = _STORE_RETRY_S
+            except Exception:  # the process has other roles, and another replica would fail the same way
+                log.exception("poll failed")
+                pause_s = self._lease_s
             await asyncio.sleep(pause_s)
 
     async def give_up(self) -> None:

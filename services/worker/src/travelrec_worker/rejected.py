@@ -12,6 +12,7 @@ from travelrec.wire import Message, dead_letter_topic
 
 _RETRY_S = 0.5
 _MAX_BYTES = 512 * 1024
+_MAX_HEADERS, _MAX_HEADER = 50, 2048  # of which each may have so many characters, as may the key
 
 
 def copied(message: Message, more: Mapping[str, str]) -> Message:
@@ -20,10 +21,12 @@ def copied(message: Message, more: Mapping[str, str]) -> Message:
     One that came compressed, or from a topic for larger ones, may be too large for it; `travelrec-bytes` then has its
     size.
     """
-    headers = {**message.headers, **more}
+    kept = [(n, v) for n, v in message.headers.items() if len(n) + len(v) <= _MAX_HEADER][:_MAX_HEADERS]
+    headers = {**dict(kept), **more}
     if len(message.value) > _MAX_BYTES:
         headers["travelrec-bytes"] = str(len(message.value))
-    return Message(message.value[:_MAX_BYTES], headers, message.key)
+    key = message.key if message.key is None else message.key[:_MAX_HEADER]
+    return Message(message.value[:_MAX_BYTES], headers, key)
 
 
 async def rejected(broker: Broker, topic: str, delivery: Delivery, reason: str) -> None:

@@ -11,7 +11,7 @@ import structlog
 from limits import RateLimitItemPerMinute
 from limits.aio.storage import MemoryStorage, RedisStorage
 from limits.aio.strategies import MovingWindowRateLimiter
-from redis.asyncio import ConnectionPool
+from redis.asyncio import BlockingConnectionPool
 from redis.exceptions import RedisError
 
 from travelrec.adapters.redis_retry import ONCE_MORE
@@ -48,12 +48,13 @@ class SharedRateLimit:
     @asynccontextmanager
     async def opened(cls, url: str, per_minute: int) -> AsyncIterator[SharedRateLimit]:
         """Nothing is sent yet."""
-        pool = ConnectionPool.from_url(
+        pool = BlockingConnectionPool.from_url(
             url,
             max_connections=256,
             socket_timeout=None,  # ours holds; with one of its own it swallows cancellations on Python 3.11
             socket_connect_timeout=_TIMEOUT_S,
             retry=ONCE_MORE,
+            timeout=None,  # what waits for a connection is in our time-out too
         )
         storage = RedisStorage(
             f"async+{url}",

@@ -302,6 +302,7 @@ class KafkaBroker:
         async with AsyncExitStack() as stack:
             await _retried(consumer.start, f"reading {topic}")
             stack.push_async_callback(_stop, consumer, self._timeout_s)
+            await _retried(lambda: self._partitions_of(consumer, topic), f"reading {topic}")
             places = [TopicPartition(topic, p) for p in await self._partitions_of(consumer, topic)]
             consumer.assign(places)
             await _retried(lambda: consumer.seek_to_end(*places), f"reading {topic}")
@@ -534,7 +535,7 @@ async def _messages(consumer: AIOKafkaConsumer) -> AsyncIterator[Message]:
 
 
 def _message(record: Any) -> Message:
-    headers = {name: value.decode("utf-8", "replace") for name, value in record.headers}
+    headers = {name: (value or b"").decode("utf-8", "replace") for name, value in record.headers}
     return Message(
         record.value or b"", headers, record.key.decode("utf-8", "replace") if record.key else None
     )

@@ -22,10 +22,9 @@ class MemoryChatHistory:
     async def append(self, reply: Reply) -> bool:
         """See `chat.ports.ChatHistory`."""
         said = reply.to
-        key = (said.userid, reply.note)
-        added = key not in self._answered
+        added = not await self.answered(said)
         if added:
-            self._answered.add(key)
+            self._answered.add((said.userid, reply.note))
             entries = self._entries.setdefault(said.userid, [])
             entries += [
                 Entry(str(next(self._numbers)), "message", said.content, said.at, said.id),

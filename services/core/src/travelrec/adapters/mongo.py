@@ -423,7 +423,8 @@ def translated() -> Iterator[None]:
         told = ", ".join(sorted(map(str, codes)))
         raise StoreUnavailable(f"MongoDB did not confirm a write (code {told})") from error
     except PyMongoError as error:
-        raise StoreUnavailable(f"MongoDB: {_without_password(str(error))[:300]}") from error
+        told = str(error).partition(", Timeout:")[0]  # behind which PyMongo says all it knows of the servers
+        raise StoreUnavailable(f"MongoDB: {_without_password(told)[:300]}") from error
 
 
 def _without_password(text: str) -> str:

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any  # what a reply may be is written wider than what it is
 
 import structlog
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.exceptions import RedisError
 
 from travelrec.adapters.redis_retry import ONCE_MORE
@@ -24,10 +24,11 @@ from travelrec.errors import HistoryUnavailable
 log = structlog.get_logger(__name__)
 
 _BELL = "travelrec:chat:bell:"
-_ID = re.compile(r"[0-9]{1,20}-[0-9]{1,20}")
+_ID = re.compile(r"[0-9]{1,19}-[0-9]{1,19}")  # Redis takes no number above 2**64
 _APPEND = """
-local added = redis.call('SET', KEYS[2], 1, 'NX', 'EX', ARGV[1])
+local added = redis.call('EXISTS', KEYS[3], KEYS[4]) == 0
 if added then
+  redis.call('SET', KEYS[2], 1, 'EX', ARGV[1])
   redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[2], '*', 'record', ARGV[4])
   redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[2], '*', 'record', ARGV[5])
   redis.call('EXPIRE', KEYS[1], ARGV[1])
@@ -38,6 +39,7 @@ return added and 1 or 0
 _HEAR_S = 2.0  # how long the bell is listened for before the connection is tried
 _AGAIN_S = 0.5
 _READY_S = 2.0
+_CONNECTIONS = 256
 
 
 class RedisChatHistory:
@@ -57,14 +59,16 @@ class RedisChatHistory:
         cls, url: str, *, timeout_s: float = 5.0, limit: int = 1_000, ttl_s: float = 30 * 86400.0
     ) -> AsyncIterator[RedisChatHistory]:
         """Two clients, one of which waits for the bell; nothing is sent yet."""
-        redis = Redis.from_url(
+        pool = BlockingConnectionPool.from_url(
             url,
             decode_responses=True,
             socket_timeout=None,  # ours holds; with one of its own it swallows cancellations on Python 3.11
             socket_connect_timeout=timeout_s,
             retry=ONCE_MORE,
-            max_connections=256,
+            max_connections=_CONNECTIONS,
+            timeout=None,  # what waits for a connection is in our time-out too
         )
+        redis = Redis.from_pool(pool)
         bells = Redis.from_url(
             url, decode_responses=True, socket_timeout=None, socket_connect_timeout=timeout_s, retry=ONCE_MORE
         )
@@ -81,7 +85,10 @@ class RedisChatHistory:
         texts = [json.dumps(record, ensure_ascii=False) for record in records]
         async with self._answering():
             added = await self._append(
-                keys=[_stream(said.userid), _note(said.userid, reply.note)],
+                keys=[
+                    _stream(said.userid),
+                    *(_note(said.userid, note) for note in (reply.note, *notes_of(said))),
+                ],
                 args=[self._ttl_s, self._limit, _BELL + said.userid, *texts],
             )
         return bool(added)
@@ -144,7 +151,7 @@ class RedisChatHistory:
                             if not message["data"]:
                                 ring(userid)
                             elif hear is not None:
-                                hear(Piece(userid, *json.loads(message["data"])))
+                                _hear(hear, userid, message["data"])
                         elif message["type"] == "psubscribe":
                             ready.set()
                             ring(None)
@@ -162,6 +169,15 @@ class RedisChatHistory:
         with _translated():
             async with asyncio.timeout(self._timeout_s):
                 yield
+
+
+def _hear(hear: Callable[[Piece], None], userid: str, data: str) -> None:
+    try:
+        piece = Piece(userid, *json.loads(data))
+    except (ValueError, TypeError):
+        log.warning("a piece of an answer was skipped: another release writes it", userid=userid)
+    else:
+        hear(piece)
 
 
 @contextmanager

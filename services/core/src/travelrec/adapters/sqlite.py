@@ -352,7 +352,9 @@ def _only_user(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise StoreUnavailable(f"{path} is in use by another travelrec process") from error
+            raise StoreUnavailable(
+                f"{path} is in use by another travelrec process; end that, or name another file"
+            ) from error
         yield
     finally:
         os.close(lock)

@@ -27,7 +27,7 @@ class SqliteChatHistory:
         said = reply.to
 
         def work(db: sqlite3.Connection) -> bool:
-            if _stands(db, said.userid, [reply.note]):
+            if _stands(db, said.userid, notes_of(said)):
                 return False
             db.executemany(
                 "INSERT INTO chats (userid, kind, content, at, message, note) VALUES (?, ?, ?, ?, ?, ?)",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from travelrec.chat.message import Reply, Said, is_userid
+from travelrec.chat.message import MAX_CONTENT, Reply, Said, is_userid
 from travelrec.errors import Undecodable
 from travelrec.wire import VERSION, Message, decoded
 
@@ -62,7 +62,10 @@ def _said(body: Mapping[str, object]) -> Said:
     userid = _text(body, "userid")
     if not is_userid(userid):
         raise Undecodable("a chat message without a userid")
-    return Said(_text(body, "id"), userid, _text(body, "content"), _time(body))
+    content = _text(body, "content")
+    if len(content) > MAX_CONTENT:
+        raise Undecodable(f"a chat message of {len(content):,} characters")
+    return Said(_text(body, "id"), userid, content, _time(body))
 
 
 def _text(body: Mapping[str, object], name: str) -> str:

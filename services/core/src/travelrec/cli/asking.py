@@ -5,13 +5,21 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
+from urllib.parse import urlsplit
 
 import aiohttp
 from rich.console import Console
 
-from travelrec.errors import TravelrecError
+from travelrec.errors import BadSetting, TravelrecError
 
 _TOTAL_S = 300.0
+
+
+def http_url(url: str) -> str:
+    """The address of an API as a user gives it; raises `BadSetting` if it can't be one."""
+    if not url.startswith(("http://", "https://")) or not urlsplit(url).hostname:
+        raise BadSetting(f"--url: use http://host:port, not {url[:60]!r}")
+    return url.rstrip("/")
 
 
 async def completed(
@@ -21,6 +29,7 @@ async def completed(
 
     `verbose` also shows the ids by which the request is found in logs and traces.
     """
+    url = http_url(url)
     began = time.monotonic()
     try:
         async with aiohttp.ClientSession(url, timeout=aiohttp.ClientTimeout(total=90.0)) as http:

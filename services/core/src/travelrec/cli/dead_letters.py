@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Annotated
 
 import typer
@@ -13,7 +15,7 @@ from rich.table import Table
 
 from travelrec import tracing
 from travelrec.connect import opened_store
-from travelrec.errors import TravelrecError
+from travelrec.errors import StoreUnavailable, TravelrecError
 from travelrec.job import Job, Status, Try, is_uid
 from travelrec.ports import Store
 from travelrec.retry import http_date
@@ -64,8 +66,18 @@ def replay(
     asyncio.run(_replay(uids or [], error, kind, since, limit, rate, dry_run))
 
 
-async def _list(error: str | None, kind: str | None, since: float, limit: int, as_json: bool) -> None:
+@asynccontextmanager
+async def _opened() -> AsyncIterator[Store]:
+    """The store; one that is away is a `TravelrecError` with the next step."""
     async with opened_store(read_settings()) as store:
+        try:
+            yield store
+        except StoreUnavailable as error:
+            raise TravelrecError(f"{error}; STORE_URL names it, `travelrec doctor` says more") from error
+
+
+async def _list(error: str | None, kind: str | None, since: float, limit: int, as_json: bool) -> None:
+    async with _opened() as store:
         found = await _found(store, error, kind, since, limit)
     if as_json:
         for job in found:
@@ -83,7 +95,7 @@ async def _list(error: str | None, kind: str | None, since: float, limit: int, a
 
 
 async def _show(uid: str) -> None:
-    async with opened_store(read_settings()) as store:
+    async with _opened() as store:
         job = await _one(store, uid)
     print(json.dumps(_as_json(job), ensure_ascii=False, indent=2))  # noqa: T201 - this is the command line
 
@@ -91,7 +103,7 @@ async def _show(uid: str) -> None:
 async def _replay(
     uids: list[str], error: str | None, kind: str | None, since: float, limit: int, rate: float, dry_run: bool
 ) -> None:
-    async with opened_store(read_settings()) as store:
+    async with _opened() as store:
         if uids:
             chosen = [(await _one(store, uid)).uid for uid in uids]
         else:

@@ -33,6 +33,10 @@ Port = Annotated[int | None, typer.Option(help="The port to listen on (PORT, 300
 Data = Annotated[
     Path | None, typer.Option(help="The folder that keeps the data (.travelrec).", file_okay=False)
 ]
+Kept = Annotated[
+    Path | None,
+    typer.Option(help="A folder that keeps the data; else it goes with the demo.", file_okay=False),
+]
 
 
 def serve(host: Host = None, port: Port = None, data: Data = None) -> None:
@@ -45,7 +49,7 @@ def serve(host: Host = None, port: Port = None, data: Data = None) -> None:
 def demo(
     host: Host = None,
     port: Port = None,
-    data: Data = None,
+    data: Kept = None,
     country: Annotated[str, typer.Option(help="Where to.")] = "Canada",
     season: Annotated[str, typer.Option(help="When.")] = "winter",
     once: Annotated[bool, typer.Option("--once", help="Exit after the answer.")] = False,

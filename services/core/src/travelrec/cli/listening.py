@@ -7,7 +7,7 @@ import socket
 from travelrec.errors import TravelrecError
 
 
-def free_or_exit(host: str, port: int) -> socket.socket:
+def free_or_exit(host: str, port: int, chosen_with: str = "--port or PORT") -> socket.socket:
     """A socket that listens on `host`:`port`; raises `TravelrecError` with the next step if it can't be."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     bound = socket.socket(
@@ -20,6 +20,6 @@ def free_or_exit(host: str, port: int) -> socket.socket:
     except OSError as error:
         bound.close()
         raise TravelrecError(
-            f"can't listen on {host}:{port} ({error.strerror}); choose another with --port or PORT (METRICS_PORT)"
+            f"can't listen on {host}:{port} ({error.strerror}); choose another with {chosen_with}"
         ) from error
     return bound

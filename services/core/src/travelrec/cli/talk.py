@@ -13,6 +13,7 @@ from typing import Any  # what a connection brings, or a line
 import aiohttp
 from rich.console import Console
 
+from travelrec.cli.asking import http_url
 from travelrec.errors import TravelrecError
 from travelrec.job import new_uid
 
@@ -28,7 +29,7 @@ class Talk:
     """Says a line at a time and shows what is answered; ends with the last answer after the input's end."""
 
     def __init__(self, url: str, userid: str, token: str) -> None:
-        self._url = url.rstrip("/")
+        self._url = http_url(url)
         self._userid = userid
         self._token = token
         self._lines: asyncio.Queue[str | None] = asyncio.Queue()
@@ -42,6 +43,7 @@ class Talk:
 
     async def run(self) -> None:
         """Raises `TravelrecError` if the token is not the user's."""
+        trouble = ""
         _read_lines(asyncio.get_running_loop(), self._lines)
         wait_s = _FIRST_WAIT_S
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=_PATIENCE_S)
@@ -59,14 +61,21 @@ class Talk:
                         self._states.print("connected")
                         wait_s = _FIRST_WAIT_S
                         await self._connected(socket)
+                    trouble = "it was closed"
                 except aiohttp.ClientResponseError as error:
                     if error.status == _FORBIDDEN:
                         raise TravelrecError("the token is not one of this user, or it has expired") from None
-                except (aiohttp.ClientError, OSError):
-                    pass  # tried again below, with what is not answered
+                    trouble = f"it answered {error.status}"
+                except (
+                    aiohttp.ClientError,
+                    OSError,
+                ) as error:  # tried again below, with what is not answered
+                    trouble = str(error) or type(error).__name__
                 self._leave_off()
                 if not self._ended:
-                    self._states.print(f"no connection, trying again in {wait_s:.1f} s")
+                    self._states.print(
+                        f"no connection to {self._url} ({trouble}), trying again in {wait_s:.1f} s"
+                    )
                     await asyncio.sleep(wait_s)
                     wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
 
