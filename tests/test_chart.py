@@ -138,6 +138,21 @@ def test_values_name_what_there_is() -> None:
     }
 
 
+def test_the_schema_knows_every_setting() -> None:
+    """A misspelt name is refused, and so is one that a pod sets for itself."""
+    schema = json.loads((CHART / "values.schema.json").read_text())["properties"]["settings"]
+    names = {
+        str(name)
+        for field in Settings.model_fields.values()
+        for name in getattr(field.validation_alias, "choices", [field.validation_alias])
+    }
+    assert set(schema["propertyNames"]["anyOf"][0]["enum"]) == names
+    template = "".join(file.read_text() for file in (CHART / "templates").glob("*/deployment.yaml"))
+    owned = set(re.findall(r"- \{ name: ([A-Z_]+),", template))
+    assert owned
+    assert {name for name in owned if schema["properties"].get(name) is not False} == set()
+
+
 def test_every_value_is_in_the_schema() -> None:
     """The schema describes every default, so that a misspelt value is refused."""
 
@@ -318,11 +333,55 @@ class TestRendered:
             "travelrec-worker-jobs",
         )
         kafka, _, mongo = scaled["spec"]["triggers"]
+        assert "tls" not in kafka["metadata"]
         assert kafka["metadata"]["activationLagThreshold"] == "0"
         assert kafka["metadata"]["offsetResetPolicy"] == "earliest"
         assert mongo["type"] == "mongodb"
         assert mongo["metadata"]["dbName"] == "trips"
         assert json.loads(mongo["metadata"]["query"]) == {"status": "pending"}
+
+    @pytest.mark.parametrize(
+        ("values", "database"),
+        [
+            ("secrets.STORE_URL=mongodb://u:p@m/other?w=1", "other"),
+            ("settings.STORE_URL=mongodb://m", "travelrec"),
+            ("settings.STORE_URL=,workers.jobs.scaling.database=mine", "mine"),
+            ("settings.STORE_URL=,dev.enabled=true", "travelrec"),
+        ],
+    )
+    def test_it_asks_in_the_database_of_the_store(self, values: str, database: str) -> None:
+        """Wherever the address is; in another one nothing would ever be pending."""
+        manifests = rendered(*MINE, "--set", f"workers.jobs.scaling.minReplicas=0,{values}")
+        scaled = one(manifests, "ScaledObject", "travelrec-worker-jobs")
+        assert scaled["spec"]["triggers"][-1]["metadata"]["dbName"] == database
+
+    def test_keda_uses_tls_where_the_processes_do(self) -> None:
+        """`kafka+ssl://` says it once for both."""
+        manifests = rendered(*MINE, "--set", "settings.BROKER_URL=kafka+ssl://k:9093")
+        trigger = one(manifests, "ScaledObject", "travelrec-worker-jobs")["spec"]["triggers"][0]
+        assert (trigger["metadata"]["tls"], trigger["metadata"]["bootstrapServers"]) == ("enable", "k:9093")
+
+    def test_every_worker_with_metrics_is_scraped(self) -> None:
+        """Those of tasks too, without whose metrics an alert could not fire."""
+        manifests = rendered(*EVERYTHING)
+        (monitor,) = [m for m in manifests if m["kind"] == "PodMonitor"]
+        (component,) = monitor["spec"]["selector"]["matchExpressions"]
+        serving = {
+            m["spec"]["template"]["metadata"]["labels"]["app.kubernetes.io/component"]
+            for m in manifests
+            if m["kind"] == "Deployment"
+            for port in m["spec"]["template"]["spec"]["containers"][0]["ports"]
+            if port["name"] == "metrics"
+        }
+        assert set(component["values"]) == serving
+        assert "worker-tasks" in serving
+
+    def test_the_time_limit_of_chat_is_that_of_its_answers(self) -> None:
+        """As that of jobs is the one of theirs."""
+        values = "workers.chat.enabled=true,workers.chat.timeLimitSeconds=45"
+        pod = pods(rendered(*MINE, "--set", values))["travelrec-worker-chat"]
+        env = {e["name"]: e["value"] for e in pod["containers"][0]["env"]}
+        assert env["CHAT_TIMEOUT"] == "45"
 
     def test_the_grace_follows_from_the_time_limit(self) -> None:
         """A pod that is told to stop may finish a job; Kubernetes waits longer than the worker itself."""
@@ -408,6 +467,17 @@ class TestRendered:
             ((*MINE, "--set", "api.replica=3"), "at '/api': additional properties 'replica' not allowed"),
             ((*MINE, "--set", "settings.STORE_URL=postgres://p"), "at '/settings/STORE_URL'"),
             ((*MINE, "--set", "settings.OPENAI_API_KEY=sk-1"), "at '/settings/OPENAI_API_KEY'"),
+            ((*MINE, "--set", "settings.MODLE_TIMEOUT=3"), "'MODLE_TIMEOUT'"),
+            ((*MINE, "--set", "settings.MODEL_TIMEOUT=3"), "at '/settings/MODEL_TIMEOUT'"),
+            ((*MINE, "--set", "settings.PORT=8000"), "at '/settings/PORT'"),
+            (
+                (*MINE, "--set", "existingSecret=,secrets.OPENAI_API_KEY=k,workers.chat.enabled=true"),
+                "settings.REDIS_URL: name the Redis of the chats",
+            ),
+            (
+                (*MINE, "--set", "settings.STORE_URL=,workers.jobs.scaling.minReplicas=0"),
+                "workers.jobs.scaling.database: name the database",
+            ),
             (
                 (*MINE, "--set", "workers.jobs.concurrency=0"),
                 "at '/workers/jobs/concurrency': minimum: got 0, want 1",

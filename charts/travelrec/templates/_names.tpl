@@ -64,6 +64,9 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 {{- if and .Values.autoscaling.rabbitmqFromEnv .Values.settings.BROKER_URL }}
 {{- fail "autoscaling.rabbitmqFromEnv: is for a broker that only existingSecret names, and settings.BROKER_URL names one; leave one of them out" }}
 {{- end }}
+{{- if and (or .Values.workers.chat.enabled .Values.workers.relay.enabled) (not (or .Values.settings.REDIS_URL .Values.secrets.REDIS_URL .Values.existingSecret)) }}
+{{- fail "settings.REDIS_URL: name the Redis of the chats (redis://host:6379), or workers.chat.enabled=false and workers.relay.enabled=false" }}
+{{- end }}
 {{- if not .Values.dev.enabled }}
 {{- if not (or .Values.settings.BROKER_URL .Values.secrets.BROKER_URL .Values.settings.RABBITMQ_URL .Values.secrets.RABBITMQ_URL .Values.existingSecret) }}
 {{- fail "settings.BROKER_URL: name your Kafka (kafka://host:9092) or RabbitMQ (amqp://host), or put BROKER_URL or RABBITMQ_URL into existingSecret; dev.enabled=true brings a small one for kind (dev.broker)" }}
@@ -108,6 +111,9 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 
 {{/* The database in STORE_URL, as the store itself reads it. */}}
 {{- define "travelrec.database" -}}
-{{- $path := regexReplaceAll "^[^:]+://[^/]*/?([^?]*).*$" (.Values.settings.STORE_URL | toString) "${1}" }}
-{{- if and .Values.settings.STORE_URL $path }}{{ $path }}{{ else }}travelrec{{ end }}
+{{- $url := .Values.secrets.STORE_URL | default .Values.settings.STORE_URL | default "" | toString }}
+{{- if not (or $url .Values.dev.enabled) }}
+{{- fail "workers.jobs.scaling.database: name the database that STORE_URL in existingSecret names; with minReplicas 0 KEDA looks for pending jobs in it" }}
+{{- end }}
+{{- regexReplaceAll "^[^:]+://[^/]*/?([^?]*).*$" $url "${1}" | default "travelrec" }}
 {{- end }}
