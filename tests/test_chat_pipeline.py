@@ -35,8 +35,10 @@ def redis() -> Iterator[Redis]:
 
 @pytest.fixture(scope="module")
 def running(redis: Redis) -> Iterator[Deployment]:
-    with Kafka() as kafka, Mongo(durable=False) as mongo:
-        deployment = Deployment(
+    with (
+        Kafka() as kafka,
+        Mongo(durable=False) as mongo,
+        Deployment(
             kafka,
             mongo,
             apis=3,
@@ -46,13 +48,11 @@ def running(redis: Redis) -> Iterator[Deployment]:
             CHAT_RATE_LIMIT=str(LIMIT),
             NEIGHBOUR_TIMEOUT="3",
             SHUTDOWN_GRACE="5",
-        )
+        ) as deployment,
+    ):
         for worker in deployment.workers:
             worker.command.extend(["chat", "relay"])
-        try:
-            yield deployment
-        finally:
-            deployment.close()
+        yield deployment
 
 
 @pytest_asyncio.fixture

@@ -29,7 +29,7 @@ async def test_a_message_is_one_trace_to_the_socket_that_gets_the_answer(
 ) -> None:
     """The answer is sent by the other API, to which the user has another connection, in the same trace."""
     async with collecting() as collector:
-        deployment = Deployment(
+        with Deployment(
             kafka_server,
             mongo_server,
             apis=2,
@@ -37,8 +37,7 @@ async def test_a_message_is_one_trace_to_the_socket_that_gets_the_answer(
             REDIS_URL=redis_server.url,
             OTEL_EXPORTER_OTLP_ENDPOINT=collector.endpoint,
             OTEL_BSP_SCHEDULE_DELAY="100",
-        )
-        try:
+        ) as deployment:
             await deployment.healthy()
             query = {"token": "any", "userid": unique_name("user")}
             one, other = (f"{url_of(api)}/ws" for api in deployment.apis)
@@ -67,6 +66,3 @@ async def test_a_message_is_one_trace_to_the_socket_that_gets_the_answer(
             assert sorted(span.name for span in spans) == sorted([*PARENTS, "chat message", "send"])
             told = json.dumps([span.attributes for span in spans])
             assert "hello" not in told
-        finally:
-            print(deployment.story())
-            deployment.close()

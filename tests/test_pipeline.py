@@ -31,8 +31,10 @@ MODEL_AT_EASE = {**FakeSettings().as_dict(), "faults": {}}
 @pytest.fixture(scope="module")
 def running() -> Iterator[Deployment]:
     """One deployment for the module: its tests kill, freeze and stop parts of it, and the next one repairs it."""
-    with Kafka() as kafka, Mongo() as mongo:
-        deployment = Deployment(
+    with (
+        Kafka() as kafka,
+        Mongo() as mongo,
+        Deployment(
             kafka,
             mongo,
             apis=2,
@@ -43,11 +45,9 @@ def running() -> Iterator[Deployment]:
             RECOMMENDATION_CACHE_TTL="0",
             NEIGHBOUR_TIMEOUT="3",
             SHUTDOWN_GRACE="10",
-        )
-        try:
-            yield deployment
-        finally:
-            deployment.close()
+        ) as deployment,
+    ):
+        yield deployment
 
 
 @pytest_asyncio.fixture

@@ -22,14 +22,14 @@ ASYNC = {"Async-Mode": "true"}
 @pytest.fixture(scope="module", params=ON_EACH)
 def running(request: pytest.FixtureRequest) -> Iterator[Deployment]:
     """One deployment of the module for each broker."""
-    with BROKERS[request.param]() as broker, Mongo() as mongo:
-        deployment = Deployment(
+    with (
+        BROKERS[request.param]() as broker,
+        Mongo() as mongo,
+        Deployment(
             broker, mongo, apis=2, workers=2, JOB_LEASE="5", NEIGHBOUR_TIMEOUT="3", PREDICTION_LATENCY="0.02"
-        )
-        try:
-            yield deployment
-        finally:
-            deployment.close()
+        ) as deployment,
+    ):
+        yield deployment
 
 
 @pytest_asyncio.fixture
@@ -113,8 +113,7 @@ async def test_a_broker_that_comes_up_later_finds_all_well(http: aiohttp.ClientS
     """API and workers start without it, and say what they wait for; what was accepted meanwhile is done then."""
     with RabbitMQ() as broker, Mongo() as mongo:
         await asyncio.to_thread(broker.kill)
-        deployment = Deployment(broker, mongo, apis=1, workers=1, PREDICTION_LATENCY="0.02")
-        try:
+        with Deployment(broker, mongo, apis=1, workers=1, PREDICTION_LATENCY="0.02") as deployment:
             for process in deployment.processes:
                 process.start()
             (api,), (worker,) = deployment.apis, deployment.workers
@@ -128,6 +127,3 @@ async def test_a_broker_that_comes_up_later_finds_all_well(http: aiohttp.ClientS
             assert (await waiting)["input"] == "waited for"
             await predicting.all_ended(60)
             assert await lost_and_doubled(deployment, predicting.asked) == (0, 0)
-        finally:
-            print(deployment.story())
-            deployment.close()

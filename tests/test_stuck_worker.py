@@ -24,7 +24,7 @@ TESTS = Path(__file__).parent
 @pytest_asyncio.fixture
 async def deployment(kafka_server: Kafka, mongo_server: Mongo) -> AsyncIterator[Deployment]:
     """An API and two workers that are not started: one that can get stuck, and a good one."""
-    deployment = Deployment(
+    with Deployment(
         kafka_server,
         mongo_server,
         apis=1,
@@ -33,12 +33,8 @@ async def deployment(kafka_server: Kafka, mongo_server: Mongo) -> AsyncIterator[
         JOB_LEASE="5",
         RECOMMENDATION_CACHE_TTL="0",
         SHUTDOWN_GRACE="1",
-    )
-    try:
+    ) as deployment:
         yield deployment
-    finally:
-        print(deployment.story())
-        deployment.close()
 
 
 @pytest_asyncio.fixture

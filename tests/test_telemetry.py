@@ -44,8 +44,10 @@ STRETCHED_S = 15  # what a recorded second is to the rules, which think in minut
 @pytest.fixture(scope="module")
 def running() -> Iterator[Deployment]:
     """One deployment for the module."""
-    with Kafka() as kafka, Mongo() as mongo:
-        deployment = Deployment(
+    with (
+        Kafka() as kafka,
+        Mongo() as mongo,
+        Deployment(
             kafka,
             mongo,
             apis=2,
@@ -54,11 +56,9 @@ def running() -> Iterator[Deployment]:
             RECOMMENDATION_CACHE_TTL="0.2",
             NEIGHBOUR_TIMEOUT="10",
             SHUTDOWN_GRACE="10",
-        )
-        try:
-            yield deployment
-        finally:
-            deployment.close()
+        ) as deployment,
+    ):
+        yield deployment
 
 
 @pytest_asyncio.fixture
@@ -225,7 +225,7 @@ async def test_every_panel_of_the_other_doors_shows_data(
     port = free_port()
     third_party = new_process([*COMMAND, "fake-tasks", "--port", str(port), "--work", "1"])
     await third_party.wait_for_http(f"http://127.0.0.1:{port}/healthz")
-    deployment = Deployment(
+    with Deployment(
         running.kafka,
         running.mongo,
         apis=1,
@@ -233,11 +233,10 @@ async def test_every_panel_of_the_other_doors_shows_data(
         REDIS_URL=redis_server.url,
         TASKS_PROVIDER_URL=f"http://127.0.0.1:{port}",
         TASKS_POLL_INTERVAL="1",
-    )
-    api, worker = deployment.apis[0], deployment.workers[0]
-    worker.command.extend(["submit", "poll", "join", "chat", "relay"])  # the jobs belong to the others
-    using: list[asyncio.Task[None]] = []
-    try:
+    ) as deployment:
+        api, worker = deployment.apis[0], deployment.workers[0]
+        worker.command.extend(["submit", "poll", "join", "chat", "relay"])  # the jobs belong to the others
+        using: list[asyncio.Task[None]] = []
         await deployment.healthy()
         targets = {
             "travelrec-api": [url_of(api).removeprefix("http://")],
@@ -255,9 +254,6 @@ async def test_every_panel_of_the_other_doors_shows_data(
                 for task in using:
                     task.cancel()
                 await asyncio.gather(*using, return_exceptions=True)
-    finally:
-        print(deployment.story())
-        deployment.close()
 
 
 async def use(http: aiohttp.ClientSession, url: str) -> None:

@@ -40,8 +40,10 @@ async def collector() -> AsyncIterator[Collector]:
 @contextmanager
 def running(kind: type[Kafka | RabbitMQ], collector: Collector) -> Iterator[Deployment]:
     """Two APIs and two workers that are traced; one job at a time is no load, so every span is exported at once."""
-    with kind() as broker, Mongo() as mongo:
-        deployment = Deployment(
+    with (
+        kind() as broker,
+        Mongo() as mongo,
+        Deployment(
             broker,
             mongo,
             apis=2,
@@ -51,11 +53,9 @@ def running(kind: type[Kafka | RabbitMQ], collector: Collector) -> Iterator[Depl
             RECOMMENDATION_CACHE_TTL="3600",
             JOB_MAX_ATTEMPTS="2",
             OPENAI_API_KEY=PLANTED,
-        )
-        try:
-            yield deployment
-        finally:
-            deployment.close()
+        ) as deployment,
+    ):
+        yield deployment
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import aiohttp
 from pymongo import AsyncMongoClient
@@ -83,6 +83,13 @@ class Deployment:
                 process.start()
         await self.model.wait_for_http(f"http://127.0.0.1:{self.model_port}/healthz")
         await asyncio.gather(*(ready(process) for process in (*self.apis, *self.workers)))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        print(self.story())
+        self.close()
 
     def close(self) -> None:
         """Ends everything that it started."""

@@ -373,6 +373,7 @@ async def test_over_the_limit_a_user_waits(api: Api, user: str) -> None:
 async def test_the_conversation_is_known_to_the_model(api: Api, user: str) -> None:
     """A reader of OpenAPI finds the history; the socket answers plain HTTP with an error in the common shape."""
     assert "/chat/{userid}/messages" in (await api.get("/openapi.json")).json["paths"]
+    assert (await api.call("HEAD", "/chat/nobody/messages?token=x")).status == 403
     plain = await api.get("/ws")
     assert plain.status == 404
     assert plain.json.keys() == {"error", "message"}

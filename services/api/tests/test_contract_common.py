@@ -427,6 +427,45 @@ async def test_what_is_not_http_is_400_in_the_error_shape(api, line):
     assert re.search(rb"x-request-id: [0-9a-f]{32}", head.lower())
 
 
+UPGRADE = "Connection: Upgrade\r\nUpgrade: websocket\r\n"
+KEY = "Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\nSec-WebSocket-Version: 13\r\n"
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (f"GET /ws?token={'x' * 8_300}&userid=a HTTP/1.1\r\nHost: x\r\n{UPGRADE}{KEY}\r\n", 403),
+        (f"GET /ws?token=x&userid=a HTTP/1.1\r\nHost: x\r\nCookie: {'x' * 9_000}\r\n{UPGRADE}{KEY}\r\n", 400),
+        (f"GET /ws?token=x&userid=a HTTP/1.1\r\nHost: x\r\n{UPGRADE}\r\n", 400),
+        (f"GET /ws?token=x&userid=a HTTP/1.1\r\nHost: x\r\n{UPGRADE}{KEY.replace('13', '12')}\r\n", 400),
+        (f"GET /ws?token=x&userid=a HTTP/1.1\r\nHost: x\r\n{UPGRADE}{KEY}Content-Length: 1\r\n\r\nx", 400),
+        ("GET /ws HTTP/1.1\r\nHost: x\r\n" + "A: b\r\n" * 130 + f"{UPGRADE}{KEY}\r\n", 400),
+        (f"GET /nowhere HTTP/1.1\r\nHost: x\r\n{UPGRADE}{KEY}\r\n", 404),
+        (f"GET /recommendations?uid=nobody HTTP/1.1\r\nHost: x\r\n{UPGRADE}\r\n", 404),
+        (f"POST /ws HTTP/1.1\r\nHost: x\r\n{UPGRADE}{KEY}\r\n", 405),
+        (f"POST /predict HTTP/1.1\r\nHost: x\r\n{UPGRADE}Content-Length: 2\r\n\r\n{{}}", 422),
+        ("GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n", 200),
+    ],
+)
+async def test_what_asks_for_an_upgrade_has_an_answer(api, sent, status):
+    """A handshake that can't be read, or that is none, is an ordinary request, and is not left waiting."""
+    async with asyncio.timeout(20):
+        head, _, body = (await raw_exchange(api.url, sent.encode())).partition(b"\r\n\r\n")
+    assert head.startswith(f"HTTP/1.1 {status} ".encode())
+    assert re.search(rb"x-request-id: [0-9a-f]{32}", head.lower())
+    assert status == 200 or json.loads(body).keys() >= ERROR_KEYS
+
+
+@pytest.mark.parametrize(
+    "accept", ['application/openmetrics-text; version="1.0.0"', "text/plain;version=x", "text/plain;version="]
+)
+async def test_metrics_take_any_accept(api, accept):
+    """A version that is none is no reason to say nothing."""
+    answer = await api.call("GET", "/metrics", headers={"Accept": accept})
+    assert answer.status == 200
+    assert "travelrec_jobs_accepted_total" in answer.text
+
+
 async def test_a_422_says_what_is_wrong_with_each_field(api):
     """All fields at once, each with what would be right."""
     answer = await api.call("POST", "/recommendations?country=Canda&season=monsoon")

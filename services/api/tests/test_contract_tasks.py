@@ -110,6 +110,7 @@ async def test_a_task_is_created_and_read(api) -> None:
         ('"' + "é" * 128 + '"', "é" * 128),
         ('" "', " "),
         ('"1"', "1"),
+        (r'"a\nb\n"', "a\nb\n"),
     ],
 )
 async def test_an_id_is_a_text_or_a_number_kept_as_its_string(api, sent, kept) -> None:
@@ -118,6 +119,15 @@ async def test_an_id_is_a_text_or_a_number_kept_as_its_string(api, sent, kept) -
     assert (created.status, created.json) == (201, {**NEW, "id": kept})
     assert (await read(api, kept)).json == created.json
     assert is_error(await post(api, id=kept), 409)
+
+
+async def test_ids_that_differ_by_a_line_end_are_two(api) -> None:
+    """What is done to one is not done to the other."""
+    for id_ in ("a", "a\n"):
+        assert (await post(api, id=id_)).status == 201
+    assert (await api.call("DELETE", "/api/tasks/a%0A")).status == 204
+    assert (await read(api, "a")).json == {**NEW, "id": "a"}
+    assert is_error(await read(api, "a\n"), 404)
 
 
 async def test_an_id_that_exists_is_409(api) -> None:

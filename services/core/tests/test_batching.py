@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Sequence
 import pytest
 
 from travelrec.batching import Batcher
+from travelrec.errors import StoreUnavailable
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(30)]
 
@@ -177,6 +178,18 @@ async def test_an_error_reaches_exactly_its_batch() -> None:
     assert await all_of(bad) == [broken, broken]
     assert await all_of(good) == ["re 0"]
     assert await all_of(submitted(batcher, 3)) == ["re 3"]
+
+
+async def test_what_nobody_foresaw_is_found_among_the_items() -> None:
+    """With `apart` only the item that is wrong hears of it; a neighbour that is away concerns all of them, once."""
+    calls = Calls()
+    calls.fails[2] = broken = ValueError("no key of a document may be a number")
+    batcher = Batcher(calls, apart=True)
+    assert await all_of(submitted(batcher, 1, 2, 3)) == ["re 1", broken, "re 3"]
+    calls.fails[2] = away = StoreUnavailable("away")
+    calls.batches.clear()
+    assert await all_of(submitted(batcher, 1, 2, 3)) == [away] * 3
+    assert calls.batches == [[1, 2, 3]]
 
 
 async def test_missing_replies_are_an_error_of_the_batch() -> None:

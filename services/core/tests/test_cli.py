@@ -333,7 +333,7 @@ def test_ask_says_when_no_api_answers(url, tmp_path):
 
 
 @pytest.mark.parametrize("command", [("ask", "Canada", "winter"), ("chat", "talk", "alice")])
-@pytest.mark.parametrize("url", ["nonsense", "ftp://h", "http://"])
+@pytest.mark.parametrize("url", ["nonsense", "ftp://h", "http://", "http://[::1", "http://h:port"])
 def test_what_can_be_no_address_is_bad_usage(command, url, tmp_path):
     """Exit code 2, and no attempt."""
     assert "use http://host:port" in one_line(ran(*command, "--url", url, cwd=tmp_path), 2)

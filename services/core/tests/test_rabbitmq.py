@@ -6,8 +6,9 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 
 import pytest
+from aio_pika.abc import AbstractConnection
 
-from support import RabbitMQ, eventually, free_port
+from support import RabbitMQ, eventually, free_port, unique_name
 from travelrec.adapters.rabbitmq import RabbitBroker, RabbitSignals
 from travelrec.errors import BrokerUnavailable, SignalUnavailable
 from travelrec.job import Status, new_uid
@@ -177,3 +178,32 @@ async def test_looking_into_a_journal_costs_no_connection(
             found = await broker.group(topic, f"g{number}")
             assert sum(found.lag.values()) >= 300
     assert "CHANNEL_ERROR" not in caplog.text
+
+
+@pytest.mark.real("rabbitmq")
+async def test_a_group_whose_making_broke_off_gets_everything(
+    rabbitmq_server: RabbitMQ, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection that filled its queue is lost in the middle: the next one begins anew."""
+    topic, group = unique_name("topic"), unique_name("group")
+    sent = {f"m{n}".encode() for n in range(50)}
+    copy = RabbitBroker._copy
+    broken: list[str] = []
+
+    async def breaks_off(
+        self: RabbitBroker, connection: AbstractConnection, journal: str, queue: str
+    ) -> None:
+        if broken:
+            await copy(self, connection, journal, queue)
+            return
+        broken.append(queue)
+        await connection.close()
+        raise ConnectionError("lost")
+
+    monkeypatch.setattr(RabbitBroker, "_copy", breaks_off)
+    async with RabbitBroker.opened(rabbitmq_server.url, timeout_s=5.0) as broker:
+        await broker.publish(topic, [Message(value) for value in sent])
+        async with broker.subscribe(topic, group) as subscription:
+            taken = await take(subscription, 50)
+    assert broken
+    assert {delivery.message.value for delivery in taken} == sent

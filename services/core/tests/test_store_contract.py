@@ -1,7 +1,9 @@
 """The contract of `ports.Store`, held by every adapter."""
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -518,6 +520,21 @@ async def test_sqlite_survives_reopening(tmp_path: Path) -> None:
         await store.accept([made], NOW)
     async with SqliteStore.opened(tmp_path / "sub" / "jobs.db") as store:
         assert await read(store, made.uid) == made
+
+
+async def test_sqlite_leaves_a_file_of_a_newer_release_as_it_is(tmp_path: Path) -> None:
+    """It would not know what it breaks."""
+    path = tmp_path / "jobs.db"
+    async with SqliteStore.opened(path):
+        pass
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("PRAGMA user_version = 1000")
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable, match="newer travelrec"):
+            async with SqliteStore.opened(path):
+                pass
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (1000,)
 
 
 async def test_sqlite_says_what_is_wrong_with_the_path(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines, "_TAKE_S", 0.02)
     monkeypatch.setattr(engines, "_TURN_S", 0.02)
     monkeypatch.setattr(engines, "_RETRY_S", 0.02)
+    monkeypatch.setattr(engines, "_LONGEST_RETRY_S", 0.05)
 
 
 class Watched:
@@ -233,7 +234,7 @@ async def test_a_handlers_error_costs_its_message_only() -> None:
         (letter,) = await dead.take(10, 0.01)
     assert (letter.message.value, letter.message.headers) == (
         b"bad",
-        {"travelrec-error": "Its handler failed."},
+        {"travelrec-error": "Its handler failed.", "travelrec-topic": TOPIC},
     )
 
 
@@ -246,6 +247,41 @@ async def test_what_a_handler_could_not_do_at_first_is_done() -> None:
         await eventually(lambda: world.handler.begun)
         world.handler.fails = set()
         await eventually(lambda: world.handler.ended == ["bad"])
+    assert await world.broker.left_over() == []
+
+
+async def test_a_bad_release_keeps_its_messages() -> None:
+    """While every handler fails only the first few are moved away; a better one finds all others."""
+    world = World(concurrency=20)
+    texts = [str(number) for number in range(200)]
+    world.handler.fails = set(texts)
+    async with world.running():
+        await world.broker.send(*texts)
+        await eventually(lambda: len(world.handler.begun) > 100)
+    async with MemoryBroker.subscribe(world.broker, dead_letter_topic(TOPIC), GROUP) as dead:
+        moved = [letter.message.value.decode() for letter in await dead.take(1000, 0.01)]
+    assert len(moved) <= engines._IN_A_ROW / engines._TRIES
+    left = await world.broker.left_over()
+    assert sorted(moved + left) == sorted(texts)
+
+
+async def test_the_guilty_are_found_among_many_failures() -> None:
+    """More bad messages than may fail in a row: as soon as a good one is handled they go, too."""
+    world = World(concurrency=100)
+    bad = [f"bad {number}" for number in range(40)]
+    world.handler.fails = set(bad)
+    async with world.running():
+        await world.broker.send(*bad)
+        await eventually(lambda: len(world.handler.begun) > 150)
+
+        async def good() -> bool:
+            await world.broker.send("good")
+            await asyncio.sleep(0.01)
+            return world.engine.in_flight == 0
+
+        for _ in range(500):
+            if await good():
+                break
     assert await world.broker.left_over() == []
 
 

@@ -11,7 +11,7 @@ from prometheus_client import REGISTRY
 
 from support import eventually
 from support.worker import World
-from travelrec.errors import BadModelRequest, BrokenOutput, ModelError, Refused
+from travelrec.errors import BadModelRequest, BrokenOutput, ModelError, RateLimited, Refused
 from travelrec.job import Job, Phase, Status
 from travelrec.ports import Answer, Question
 from travelrec.retry import RetryPolicy
@@ -214,3 +214,29 @@ async def test_answers_of_chat_say_nothing_of_jobs() -> None:
         async with both.place(1.0) as place:
             place.failed("Bad release", final=True)
     assert both.guard.state is not State.CLOSED
+
+
+async def test_a_short_pause_of_the_provider_is_waited_for_behind_an_open_guard(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However long the guard is open already: a chat is sent away only when the provider was away for long."""
+    monkeypatch.setattr(gate, "_TRIAL_S", 0.0)
+    monkeypatch.setattr(gate, "_GUARD_BACKOFF", RetryPolicy(base_s=1e6, cap_s=1e6))
+    monkeypatch.setattr(gate, "_PATIENCE_S", 20.0)
+    world = World()
+    both = gate.Gate([world.model], 2, [("m", None)])
+    while both.guard.state is not State.OPEN:
+        async with both.place(1.0) as place:
+            place.failed("Bad release", final=True)
+    job = asyncio.create_task(entered(both, guarded=True))
+    await eventually(lambda: both._waiting)
+    both._shut_at -= 100.0
+    world.model.says["Peru"] = [RateLimited("Slower.", retry_after_s=0.3)]
+    async with both.place(1.0, guarded=False) as place:
+        with pytest.raises(RateLimited):
+            await place.ask(Question("s", "Country: Peru\nSeason: winter", "n", {}, 10), 1.0)
+    waiting = [asyncio.create_task(entered(both, guarded=False)) for _ in range(3)]
+    await eventually(lambda: len(both._waiting) == 4)
+    assert await asyncio.gather(*waiting) == [True] * 3
+    assert not job.done()
+    job.cancel()

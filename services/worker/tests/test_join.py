@@ -1,10 +1,14 @@
 """The role `join` on memory adapters that can be away: what it publishes, whatever comes in whatever order."""
 
+import io
+import json
 import random
+import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
+import fastavro
 import pytest
 import pytest_asyncio
 
@@ -209,6 +213,34 @@ async def test_what_can_not_be_decoded_is_a_dead_letter(world: World) -> None:
         (value, stream.topic): 1 for value in garbage for stream in SOURCES
     }
     assert all(m.key == "k" and m.headers["h"] == "1" and m.headers["travelrec-error"] for m in letters)
+    assert await world.records(JOINED) == [joined(made)]
+
+
+async def test_a_record_with_logical_types_is_a_dead_letter(world: World) -> None:
+    """What no store takes harms no other record."""
+    (made,) = made_up("logical", 1)
+    stream = SOURCES[0]
+    schema = json.loads(await world.registry.schema(1 + STREAMS.index(stream)))
+    for each in schema["fields"]:
+        if each["name"] != "trip_id" and each["type"] == "string":
+            each["type"] = {"type": "string", "logicalType": "uuid"}
+    world.registry._schemas[99] = json.dumps(schema)
+    out = io.BytesIO(b"\0" + (99).to_bytes(4, "big"))
+    out.seek(0, io.SEEK_END)
+    record = {
+        each["name"]: uuid.uuid4()
+        if isinstance(each["type"], dict)
+        else vars(getattr(made, stream.name))[each["name"]]
+        for each in schema["fields"]
+    }
+    fastavro.schemaless_writer(out, fastavro.parse_schema(schema), record)
+    async with world.joining():
+        await world.send((stream.topic, Message(out.getvalue(), key="k")))
+        for source in SOURCES:
+            await world.send(world.message(source, made))
+        await world.acknowledged()
+    (letter,) = world.broker.published[DEAD_LETTERS_TOPIC]
+    assert "logical types" in letter.headers["travelrec-error"]
     assert await world.records(JOINED) == [joined(made)]
 
 

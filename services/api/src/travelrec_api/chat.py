@@ -33,6 +33,7 @@ log = structlog.get_logger(__name__)
 
 router = APIRouter(tags=["chat"])
 
+_LONGEST_QUERY = 8_000  # no token is as long
 _PAGE = 100
 _MOST = 500
 _NUMBER = re.compile(r"[0-9]{1,9}")
@@ -219,6 +220,14 @@ async def talk(socket: WebSocket) -> None:
     log.info("chat closed", request_id=request_id, code=code)
 
 
+@router.get("/ws", include_in_schema=False)
+async def no_handshake(request: Request) -> Response:
+    """What is no handshake; one whose token makes it too long to be read is refused for that."""
+    if "upgrade" not in request.headers:
+        return problem(404)
+    return _forbidden({}) if len(request.scope["query_string"]) > _LONGEST_QUERY else problem(400)
+
+
 async def _end(history: ChatHistory, userid: str) -> str:
     """The last place in the history: what is behind it is new. Of an empty one, a place before all."""
     newest = await history.recent(userid, 1)
@@ -235,6 +244,7 @@ class ShownMessage(BaseModel):
     timestamp: str
 
 
+@router.head("/chat/{userid}/messages", include_in_schema=False)
 @router.get(
     "/chat/{userid}/messages",
     response_model=list[ShownMessage],

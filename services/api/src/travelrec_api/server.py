@@ -7,10 +7,11 @@ lifespan's shutdown would never run: stream end < uvicorn's deadline < gunicorn'
 from __future__ import annotations
 
 import asyncio
+import base64
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from types import FrameType
@@ -21,6 +22,7 @@ from gunicorn.app.base import BaseApplication
 from gunicorn.glogging import Logger
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn_worker import UvicornWorker
+from websockets.http11 import MAX_LINE_LENGTH, MAX_NUM_HEADERS
 
 from travelrec.settings import Settings
 from travelrec_api.edge import Edge, new_request_id
@@ -28,6 +30,7 @@ from travelrec_api.problems import problem
 
 _STREAMS_S = 10
 _GUNICORN_S = 20
+_KEY_BYTES = 16  # of a WebSocket handshake
 _SOCKETS: dict[str, Any] = {
     "ws": "websockets-sansio",
     "ws_max_size": 4 * 1024 * 1024,  # so that what is merely too long is told so, and the connection stays
@@ -38,7 +41,16 @@ _SOCKETS: dict[str, Any] = {
 
 
 class Protocol(HttpToolsProtocol):
-    """uvicorn's HTTP, which refuses in the common shape also what it can't read."""
+    """uvicorn's HTTP, which refuses in the common shape also what it can't read.
+
+    A handshake that `websockets` could not read, and would leave without an answer, is an ordinary request.
+    """
+
+    def _should_upgrade(self) -> bool:
+        return super()._should_upgrade() and is_handshake(self.parser.get_method(), self.url, self.headers)
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Nothing: the request has its answer."""
 
     def send_400_response(self, msg: str) -> None:
         """Called with what is wrong; the application never sees such a request."""
@@ -47,6 +59,26 @@ class Protocol(HttpToolsProtocol):
         head = [b"HTTP/1.1 400 Bad Request", *(b"%s: %s" % header for header in headers), b"", b""]
         self.transport.write(b"\r\n".join(head) + bytes(refused.body))
         self.transport.close()
+
+
+def is_handshake(method: bytes, url: bytes, headers: Sequence[tuple[bytes, bytes]]) -> bool:
+    """Whether a request that asks for a WebSocket is a handshake for `/ws`, within the limits of `websockets`."""
+    given = dict(headers)
+    try:
+        key = base64.b64decode(given.get(b"sec-websocket-key", b""), validate=True)
+    except ValueError:
+        return False
+    lines = [len(b"GET  HTTP/1.1\r\n") + len(url), *(len(n) + len(v) + len(b": \r\n") for n, v in headers)]
+    return (
+        method == b"GET"
+        and url.partition(b"?")[0] == b"/ws"
+        and len(key) == _KEY_BYTES
+        and given.get(b"sec-websocket-version") == b"13"
+        and given.get(b"content-length", b"0") == b"0"
+        and b"transfer-encoding" not in given
+        and max(lines) <= MAX_LINE_LENGTH
+        and len(headers) <= MAX_NUM_HEADERS
+    )
 
 
 class Server(uvicorn.Server):

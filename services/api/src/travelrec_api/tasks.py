@@ -11,6 +11,7 @@ from urllib.parse import parse_qsl, quote, urlencode
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.responses import Response
 
 from travelrec import metrics
@@ -22,6 +23,21 @@ from travelrec.tasks.task import MAX_MESSAGE, MAX_TEXT, Change, Task, TaskStatus
 from travelrec_api.asked import carried
 from travelrec_api.problems import Problem, answer, invalid
 from travelrec_api.state import State
+
+
+class _Text(Convertor[str]):
+    """A part of a path that may have any character; Starlette's own ends before a line's end."""
+
+    regex = "(?s:.*)"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("text", _Text())
 
 router = APIRouter(prefix="/api/tasks", tags=["tasks"])
 
@@ -190,9 +206,9 @@ async def listed(request: Request) -> Response:
     return answer(HTTPStatus.OK, [_shown(task) for task in page], headers)
 
 
-@router.head("/{id:path}", include_in_schema=False)
+@router.head("/{id:text}", include_in_schema=False)
 @router.get(
-    "/{id:path}",
+    "/{id:text}",
     response_model=ShownTask,
     responses=_LOOKED_UP,
     openapi_extra={"parameters": [_AT]},
@@ -206,7 +222,7 @@ async def read(request: Request) -> Response:
 
 
 @router.patch(
-    "/{id:path}",
+    "/{id:text}",
     response_model=ShownTask,
     responses={**_ERRORS, **_LOOKED_UP, 413: _TOO_LARGE},
     openapi_extra={"parameters": [_AT], **_body(_CHANGES)},
@@ -230,7 +246,7 @@ async def change(request: Request) -> Response:
 
 
 @router.delete(
-    "/{id:path}",
+    "/{id:text}",
     status_code=204,
     response_class=Response,
     responses=_LOOKED_UP,

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
+from travelrec.errors import TravelrecError
+
 Item = TypeVar("Item")
 Reply = TypeVar("Reply")
 
@@ -20,7 +22,9 @@ class Batcher(Generic[Item, Reply]):
 
     A batch starts at the end of the loop's turn when none is in flight; while some are, another starts only once
     `grow` items per batch in flight wait, so batches grow with the load instead of delaying a lone item.
-    An error of `call` reaches every item of that batch. An item whose submitter was cancelled is still worked.
+    An error of `call` reaches every item of that batch. With `apart` one that nobody foresaw does not: the items are
+    tried again one by one, so that what is wrong with one of them harms no other; such a `call` may be repeated. An
+    item whose submitter was cancelled is still worked.
     """
 
     def __init__(
@@ -30,11 +34,13 @@ class Batcher(Generic[Item, Reply]):
         max_items: int = 200,
         max_in_flight: int = 4,
         grow: int = 8,
+        apart: bool = False,
     ) -> None:
         self._call = call
         self._max_items = max_items
         self._max_in_flight = max_in_flight
         self._grow = grow
+        self._apart = apart
         self._waiting: list[tuple[Item, asyncio.Future[Reply]]] = []
         self._running: set[asyncio.Task[None]] = set()
         self._scheduled = False
@@ -89,6 +95,11 @@ class Batcher(Generic[Item, Reply]):
             if len(replies) != len(batch):
                 raise ValueError(f"{len(replies)} replies to {len(batch)} items")
         except BaseException as error:  # noqa: BLE001 - every submitter must hear of it, also of a cancellation
+            is_foreseen = isinstance(error, TravelrecError) or not isinstance(error, Exception)
+            if self._apart and len(batch) > 1 and not is_foreseen:
+                for alone in batch:
+                    await self._run([alone])
+                return
             for _, future in batch:
                 if not future.done():
                     if isinstance(error, asyncio.CancelledError):

@@ -300,7 +300,8 @@ class Settings(BaseSettings):
         schemes = _SCHEMES[str(info.field_name)]
         scheme, found, rest = url.partition("://")
         if url and (not found or scheme not in schemes):
-            raise ValueError(f"use one of {', '.join(f'{s}://' for s in schemes)}")
+            servers = ", or host:port,… for Kafka" if info.field_name == "broker_url" else ""
+            raise ValueError(f"use one of {', '.join(f'{s}://' for s in schemes)}{servers}")
         if scheme == "sqlite" and not (rest.startswith("/") and rest.strip("/")):
             raise ValueError("sqlite:// needs a path: sqlite:///relative or sqlite:////absolute")
         if url and scheme != "memory" and not rest.strip("/"):

@@ -37,7 +37,7 @@ from travelrec_worker.engine import Engine
 from travelrec_worker.gate import Gate
 from travelrec_worker.health import served
 from travelrec_worker.jobs import Jobs
-from travelrec_worker.join import Join, group_of
+from travelrec_worker.join import DEAD_LETTERS_TOPIC, Join, group_of
 from travelrec_worker.leases import Leases
 from travelrec_worker.poll import Poller
 from travelrec_worker.progress import Progress
@@ -218,6 +218,7 @@ async def _join(
             concurrency=_RECORDS_AT_ONCE,
             intake=intake,
             progress=progress,
+            dead_letters=DEAD_LETTERS_TOPIC,
         )
         for stream in SOURCES
     ]

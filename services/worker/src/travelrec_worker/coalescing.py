@@ -46,7 +46,7 @@ class Coalescer:
         ] = {}  # key → the outcome of a run of this worker
         self._remote: dict[str, asyncio.Event] = {}  # uid of a leader elsewhere → it has ended
         self._following: set[str] = set()  # uids of the jobs that wait for another of this worker
-        self._bids: Batcher[Bid, str] = Batcher(self._bid_all, grow=16)
+        self._bids: Batcher[Bid, str] = Batcher(self._bid_all, grow=16, apart=True)
         self._reads: Batcher[str, Job | None] = Batcher(self._read_all, grow=16)
 
     async def outcome(

@@ -7,6 +7,7 @@ What is unacknowledged when the engine ends is delivered to another member of th
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -23,7 +24,9 @@ log = structlog.get_logger(__name__)
 _TAKE_S = 0.5
 _TURN_S = 5.0
 _RETRY_S = 1.0
-_TRIES = 3  # of a message whose handler has a defect
+_LONGEST_RETRY_S = 30.0
+_TRIES = 3  # of a message whose handler fails unforeseen
+_IN_A_ROW = 30  # such failures, without a success: then it is the handler that is bad, and not the messages
 
 
 class _Watched:
@@ -48,8 +51,9 @@ class Engine:
     before that, or what they are about to acknowledge would be delivered again. While `intake` is not set nothing is
     taken, and the broker is told that this member is alive; to leave its messages to others there is `shed`.
 
-    A message whose handler fails unforeseen, and unacknowledged, is handled again, and in the end is moved to the
-    dead-letter topic: left as it is it would hold up what its group has done, and never come again.
+    A message whose handler fails unforeseen, and unacknowledged, is handled again, and in the end is moved to
+    `dead_letters`: left as it is it would hold up what its group has done, and never come again. While no handler
+    succeeds none is moved but the first few: a bad release stops here, and does not empty its topic.
 
     `in_key_order` messages of one key are handled one after the other, in the order taken. Those that wait for their
     turn have a place as well, so that one busy key may take them all.
@@ -67,6 +71,7 @@ class Engine:
         progress: Progress,
         early: bool = False,
         in_key_order: bool = False,
+        dead_letters: str | None = None,
     ) -> None:
         self._broker = broker
         self._topic = topic
@@ -77,6 +82,8 @@ class Engine:
         self._progress = progress
         self._early = early
         self._in_key_order = in_key_order
+        self._dead_letters = dead_letters
+        self._failures_in_a_row = 0
         self._running: set[asyncio.Task[None]] = set()
         self._lanes: dict[str, deque[Delivery]] = {}  # key → what waits behind the one that runs
         self._queued = 0
@@ -197,16 +204,22 @@ class Engine:
 
     async def _supervise(self, delivery: Delivery) -> None:
         watched = _Watched(delivery)
-        for tried in range(_TRIES):
+        for tries in itertools.count(1):
             try:
                 await self._handle(watched)
             except Exception:  # the process is supervised here
-                log.exception("handler failed", topic=self._topic, tries=tried + 1)
+                self._failures_in_a_row += 1
+                log.exception("handler failed", topic=self._topic, tries=tries)
             else:
+                self._failures_in_a_row = 0
                 return
-            if watched.acknowledged or await self._stops_within(_RETRY_S * 2**tried):
+            if watched.acknowledged:
                 return
-        await rejected(self._broker, self._topic, delivery, "Its handler failed.")
+            if tries >= _TRIES and self._failures_in_a_row <= _IN_A_ROW:
+                break
+            if await self._stops_within(min(_RETRY_S * 2.0 ** min(tries - 1, 10), _LONGEST_RETRY_S)):
+                return
+        await rejected(self._broker, self._topic, delivery, "Its handler failed.", self._dead_letters)
 
     async def _stops_within(self, pause_s: float) -> bool:
         with suppress(TimeoutError):

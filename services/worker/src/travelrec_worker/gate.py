@@ -222,6 +222,7 @@ class Gate:
         self._ceiling = ceiling
         self._waiting: deque[_Waiting] = deque()
         self._shut_at = 0.0
+        self._down_at = NEVER  # since when no provider is to be asked
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = NEVER
         self._shown = metrics.GUARD.labels(topic)
@@ -305,7 +306,9 @@ class Gate:
                 break
             self._waiting.remove(waiting)
             waiting.turn.set_result(self._let_in(provider, now, waiting.guarded))
-        shut_until = max(self.guard.next_at(), self._shut_until())
+        down_until = min(provider.shut_until for provider in self.providers)
+        self._down_at = min(self._down_at, now) if down_until > now else NEVER
+        shut_until = max(self.guard.next_at(), down_until)
         if shut_until > now:
             self._pause(now)
             next_at = min(next_at, shut_until)
@@ -346,10 +349,6 @@ class Gate:
                 break
         return soonest
 
-    def _shut_until(self) -> float:
-        """Until when no provider is to be asked at all."""
-        return min(provider.shut_until for provider in self.providers)
-
     def _pause(self, now: float) -> None:
         if self.intake.is_set():
             self.intake.clear()
@@ -358,7 +357,7 @@ class Gate:
             guarded = self.guard.state is not State.CLOSED
             metrics.PAUSES.labels("guard" if guarded else "breaker" if broken else "rate limit").inc()
         if now - self._shut_at >= _PATIENCE_S and len(self._waiting) > 1:
-            everybody = self._shut_until() > now
+            everybody = now - self._down_at >= _PATIENCE_S
             first = self._waiting[0]  # stays, to probe
             for waiting in self._waiting:
                 if waiting is not first and not waiting.turn.done() and (everybody or waiting.guarded):
@@ -366,9 +365,9 @@ class Gate:
             self._waiting = deque(waiting for waiting in self._waiting if not waiting.turn.done())
 
     def _look_again(self, now: float, at: float) -> None:
-        patience_ends_at = self._shut_at + _PATIENCE_S
-        if not self.intake.is_set() and len(self._waiting) > 1 and patience_ends_at > now:
-            at = min(at, patience_ends_at)
+        if not self.intake.is_set() and len(self._waiting) > 1:
+            ends = (since + _PATIENCE_S for since in (self._shut_at, self._down_at))
+            at = min(at, *(end for end in ends if end > now), NEVER)
         elif not self._waiting and at <= now:
             at = NEVER
         if self._timer is not None and self._timer_at != at:

@@ -116,8 +116,8 @@ class Jobs:
                 metrics.FINISHED.labels(kind, status.value)
         self._coalescer = Coalescer(store, progress)
         self._ahead = asyncio.Semaphore(concurrency + -(-concurrency // _AHEAD))
-        self._claims: Batcher[str, Job | None] = Batcher(self._claim_all, grow=16)
-        self._settlements: Batcher[_Ended, bool] = Batcher(self._settle_all, grow=16)
+        self._claims: Batcher[str, Job | None] = Batcher(self._claim_all, grow=16, apart=True)
+        self._settlements: Batcher[_Ended, bool] = Batcher(self._settle_all, grow=16, apart=True)
         self._announcements: Batcher[Signal, None] = Batcher(self._announce_all, max_in_flight=2)
 
     async def handle(self, delivery: Delivery) -> None:

@@ -67,7 +67,9 @@ class Join:
         self._ended = False
         self._dead_letters = metrics.DEAD_LETTERS.labels(DEAD_LETTERS_TOPIC)
         self._closed = {what: metrics.TRIPS_CLOSED.labels(what) for what in ("joined", "incomplete", "late")}
-        self._parts: Batcher[Part, None] = Batcher(self._join_all, max_items=500, max_in_flight=2, grow=150)
+        self._parts: Batcher[Part, None] = Batcher(
+            self._join_all, max_items=500, max_in_flight=2, grow=150, apart=True
+        )
         self._rejects: Batcher[Message, None] = Batcher(self._reject_all, max_in_flight=1)
 
     async def handle(self, stream: Stream, delivery: Delivery) -> None:
@@ -90,6 +92,8 @@ class Join:
                 await self._pause("record not read yet", error, topic=stream.topic)
             else:
                 break
+        if any(not isinstance(each, str | float | int | None) for each in record.values()):
+            raise Undecodable("a record with logical types, which our schema has not")
         trip_id = record["trip_id"]
         if not isinstance(trip_id, str) or not trip_id:
             raise Undecodable("a record without a trip_id")

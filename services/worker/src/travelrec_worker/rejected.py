@@ -1,4 +1,4 @@
-"""What happens to a message that nobody can read."""
+"""What happens to a message that nobody can read, or whose handler fails whatever is tried."""
 
 from __future__ import annotations
 
@@ -29,15 +29,18 @@ def copied(message: Message, more: Mapping[str, str]) -> Message:
     return Message(message.value[:_MAX_BYTES], headers, key)
 
 
-async def rejected(broker: Broker, topic: str, delivery: Delivery, reason: str) -> None:
+async def rejected(
+    broker: Broker, topic: str, delivery: Delivery, reason: str, dead_letters: str | None = None
+) -> None:
     """Acknowledges a message of `topic` once a copy of it, with the reason, is on its dead-letter topic."""
-    copy = copied(delivery.message, {"travelrec-error": reason})
+    to = dead_letters or dead_letter_topic(topic)
+    copy = copied(delivery.message, {"travelrec-error": reason, "travelrec-topic": topic})
     while True:
         try:
-            await broker.publish(dead_letter_topic(topic), [copy])
+            await broker.publish(to, [copy])
         except BrokerUnavailable:
             await asyncio.sleep(_RETRY_S)
         else:
             break
-    metrics.DEAD_LETTERS.labels(dead_letter_topic(topic)).inc()
+    metrics.DEAD_LETTERS.labels(to).inc()
     delivery.acknowledge()

@@ -19,7 +19,7 @@ from contextlib import (
     contextmanager,
     suppress,
 )
-from typing import Any  # aiokafka ships no types
+from typing import Any, TypeVar  # aiokafka ships no types
 
 from aiokafka import (
     AIOKafkaConsumer,
@@ -47,6 +47,7 @@ from travelrec.ports import Group
 from travelrec.wire import TOPICS, Message, Signal, Topic, encode_signals
 
 log = logging.getLogger(__name__)
+Answer = TypeVar("Answer")
 
 _COMMIT_EVERY_S = 0.1
 _COMMIT_AGAIN_S = 1.0  # after one that failed: what is not noted looks like a backlog to the sweepers
@@ -302,8 +303,8 @@ class KafkaBroker:
         async with AsyncExitStack() as stack:
             await _retried(consumer.start, f"reading {topic}")
             stack.push_async_callback(_stop, consumer, self._timeout_s)
-            await _retried(lambda: self._partitions_of(consumer, topic), f"reading {topic}")
-            places = [TopicPartition(topic, p) for p in await self._partitions_of(consumer, topic)]
+            found = await _retried(lambda: self._partitions_of(consumer, topic), f"reading {topic}")
+            places = [TopicPartition(topic, p) for p in found]
             consumer.assign(places)
             await _retried(lambda: consumer.seek_to_end(*places), f"reading {topic}")
             for place in places:
@@ -503,16 +504,15 @@ async def _committed(admin: AIOKafkaAdminClient, group: str) -> Mapping[TopicPar
             return offsets
 
 
-async def _retried(call: Callable[[], Awaitable[object]], doing: str) -> None:
-    """Calls until the servers answer; says that it waits."""
+async def _retried(call: Callable[[], Awaitable[Answer]], doing: str) -> Answer:
+    """What the servers answer, however long they don't; says that it waits."""
     for tried in itertools.count():
         try:
-            await call()
+            return await call()
         except (KafkaError, OSError, TimeoutError) as error:
             log.warning("Kafka does not answer while %s; trying again: %s", doing, str(error) or "time-out")
             await asyncio.sleep(min(5.0, 0.25 * 2 ** min(tried, 5)))
-        else:
-            return
+    raise AssertionError("unreachable")
 
 
 async def _stop(consumer: AIOKafkaConsumer, timeout_s: float) -> None:

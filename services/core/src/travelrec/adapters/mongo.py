@@ -411,7 +411,7 @@ def _job(record: Mapping[str, Any]) -> Job:
 def translated() -> Iterator[None]:
     """The driver's errors in this project's words, without what was to be written.
 
-    A bulk write that a server did not confirm, because it steps down for one, may stand: its callers ask again.
+    A bulk write that a server did not confirm, when it shuts down for one, may stand, like one that got no answer.
     """
     try:
         yield

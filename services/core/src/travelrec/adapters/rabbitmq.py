@@ -67,6 +67,7 @@ class RabbitBroker:
         self._publisher: UnderlayChannel | None = None
         self._starting = asyncio.Lock()
         self._ensured: set[str] = set()
+        self._half_made: set[str] = set()  # queues that have not all of their topic's journal yet
         self._members: dict[str, list[_RabbitSubscription]] = {}  # by queue, of this process
 
     @classmethod
@@ -276,19 +277,22 @@ class RabbitBroker:
         queue = queue_of(topic, group)
         async with asyncio.timeout(self._timeout_s):
             await self._ensure(topic)
-            if await _count(connection, queue) is not None:
+            if queue in self._half_made:
+                await _deleted(connection, queue)
+            elif await _count(connection, queue) is not None:
                 return
+            self._half_made.add(queue)
             async with connection.channel(publisher_confirms=False) as channel:
                 await self._declare_group(channel, topic, group)
-            if await _count(connection, _journal_of(topic)) is None:
-                return
-        try:
-            await self._copy(connection, _journal_of(topic), queue)
-        except BaseException:
-            with suppress(*_AWAY):  # so that the next who joins begins anew
-                async with connection.channel(publisher_confirms=False) as channel:
-                    await channel.queue_delete(queue)
-            raise
+            has_journal = await _count(connection, _journal_of(topic)) is not None
+        if has_journal:
+            try:
+                await self._copy(connection, _journal_of(topic), queue)
+            except BaseException:
+                with suppress(*_AWAY):  # so that the next who joins begins anew, here with another connection
+                    await _deleted(connection, queue)
+                raise
+        self._half_made.discard(queue)
 
     async def _copy(self, connection: AbstractConnection, journal: str, queue: str) -> None:
         async with asyncio.timeout(self._timeout_s):
@@ -600,6 +604,11 @@ async def _end(connection: AbstractConnection, journal: str) -> int:
             if _headers(message).get(_MARK) == mark:
                 return _offset(message)
     raise AssertionError
+
+
+async def _deleted(connection: AbstractConnection, queue: str) -> None:
+    async with connection.channel(publisher_confirms=False) as channel:
+        await channel.queue_delete(queue)
 
 
 async def _count(connection: AbstractConnection, queue: str) -> tuple[int, int] | None:

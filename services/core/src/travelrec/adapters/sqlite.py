@@ -368,6 +368,10 @@ def _connect(path: Path) -> sqlite3.Connection:
         db.execute("PRAGMA busy_timeout = 5000")
         with _transaction(db):
             (version,) = db.execute("PRAGMA user_version").fetchone()
+            if version > len(_MIGRATIONS):
+                raise StoreUnavailable(
+                    f"the SQLite file {path} was made by a newer travelrec; use that, or another file"
+                )
             for migration in _MIGRATIONS[version:]:
                 for statement in filter(str.strip, migration.split(";")):
                     db.execute(statement)

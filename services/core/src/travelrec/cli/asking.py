@@ -17,7 +17,12 @@ _TOTAL_S = 300.0
 
 def http_url(url: str) -> str:
     """The address of an API as a user gives it; raises `BadSetting` if it can't be one."""
-    if not url.startswith(("http://", "https://")) or not urlsplit(url).hostname:
+    try:
+        parts = urlsplit(url)
+        is_one = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_one = False
+    if not is_one:
         raise BadSetting(f"--url: use http://host:port, not {url[:60]!r}")
     return url.rstrip("/")
 
