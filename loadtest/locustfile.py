@@ -145,14 +145,19 @@ class Follower(Caller):
     weight = 1
 
     def _until_it_ends(self, uid: str, deadline: float) -> str | None:
-        with self.client.get(
-            f"/recommendations/events?uid={uid}", name="events", catch_response=True
-        ) as response:
-            said = (response.text or "").split()
-            ended = said[-1:] and "event: completed" in (response.text or "")
-            if response.status_code != 200 or not ended:
-                response.failure(f"HTTP {response.status_code}, the stream ended without the job's end")
-                return "the stream broke"
+        path = f"/recommendations/events?uid={uid}"
+        try:
+            # the stream speaks as long as the job has no end
+            with (
+                gevent.Timeout(deadline - time.perf_counter()),
+                self.client.get(path, name="events", catch_response=True) as response,
+            ):
+                said = response.text or ""
+                if response.status_code != 200 or "event: completed" not in said:
+                    response.failure(f"HTTP {response.status_code}, the stream ended without the job's end")
+                    return "the stream broke"
+        except gevent.Timeout:
+            return "no end in time"
         return None
 
 
@@ -164,10 +169,13 @@ def judge(environment: Any, **_: object) -> None:
     total, stats = environment.stats.total, environment.stats
     accept, jobs = stats.get("accept", "POST"), stats.get("completed", "JOB")
     completed = jobs.num_requests - jobs.num_failures
+    endless = max(
+        0, accept.num_requests - accept.num_failures - jobs.num_requests
+    )  # and their callers were stopped
     seconds = max(1.0, (stats.last_request_timestamp or 0) - (stats.start_time or 0))
     measured = Measured(
         requests=total.num_requests - jobs.num_requests,
-        failures=total.num_failures,
+        failures=total.num_failures + endless,
         accept_p95_ms=accept.get_response_time_percentile(0.95) or 0.0,
         completed=completed,
         completed_per_s=completed / seconds,
@@ -175,12 +183,14 @@ def judge(environment: Any, **_: object) -> None:
     options = environment.parsed_options
     thresholds = Thresholds(options.max_failed_share, options.max_accept_p95, options.min_completed)
     print(
-        f"{measured.requests} requests, {measured.failures} failures; accept p95 {measured.accept_p95_ms:.0f} ms;"
+        f"{measured.requests} requests, {measured.failures} failures, {endless} of them accepted and without an end;"
+        f" accept p95 {measured.accept_p95_ms:.0f} ms;"
         f" {measured.completed} completed, {measured.completed_per_s:.1f} a second,"
         f" p50 {jobs.get_response_time_percentile(0.5) or 0:.0f} ms,"
         f" p95 {jobs.get_response_time_percentile(0.95) or 0:.0f} ms"
     )
     broken = thresholds.broken_by(measured)
+    broken += [f"a caller failed: {each['msg']}" for each in environment.runner.exceptions.values()]
     for words in broken:
         print(f"FAILED: {words}")
     environment.process_exit_code = 1 if broken else 0

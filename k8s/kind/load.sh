@@ -12,4 +12,4 @@ kubectl set env --local --filename k8s/kind/load.yaml --output yaml \
   LOCUST_USERS="${USERS:-50}" LOCUST_RUN_TIME="${RUN_TIME:-1m}" | $kubectl apply --filename -
 $kubectl wait --for=condition=Ready pod --selector job-name=load --timeout=60s
 $kubectl logs --follow job/load
-[ "$($kubectl get job load --output jsonpath='{.status.failed}')" = "" ]
+$kubectl wait --for=condition=Complete job/load --timeout=30s

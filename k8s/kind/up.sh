@@ -70,10 +70,16 @@ install_keda() {
 }
 
 install_chart() {
+  local again=
+  if helm status travelrec --namespace "$NAMESPACE" >/dev/null 2>&1; then again=1; fi
   kubectl create namespace "$NAMESPACE" --dry-run=client -o yaml | kubectl apply -f -
   kubectl label --overwrite namespace "$NAMESPACE" pod-security.kubernetes.io/enforce=restricted
   helm upgrade --install travelrec charts/travelrec --namespace "$NAMESPACE" --values k8s/kind/values.yaml \
     --set image.tag="$TAG",dev.broker="$BROKER" --wait --timeout 5m
+  if [ -n "$again" ]; then # the images have the same name as before
+    kubectl --namespace "$NAMESPACE" rollout restart deployment
+    kubectl --namespace "$NAMESPACE" rollout status deployment --timeout=180s
+  fi
 }
 
 step "tools" check_tools

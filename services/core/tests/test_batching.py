@@ -192,6 +192,22 @@ async def test_what_nobody_foresaw_is_found_among_the_items() -> None:
     assert calls.batches == [[1, 2, 3]]
 
 
+async def test_a_batch_that_is_cancelled_while_its_items_are_tried_apart_ends() -> None:
+    """None of the others is begun."""
+    calls = Calls(held=True)
+    calls.fails[2] = ValueError("no key")
+    batcher = Batcher(calls, apart=True)
+    answers = submitted(batcher, 1, 2, 3)
+    await turns()
+    calls.let_go(0)
+    await turns()
+    assert calls.batches == [[1, 2, 3], [1]]
+    (running,) = batcher._running
+    running.cancel()
+    assert all(isinstance(answer, asyncio.CancelledError) for answer in await all_of(answers))
+    assert len(calls.batches) == 2
+
+
 async def test_missing_replies_are_an_error_of_the_batch() -> None:
     """A call that answers fewer than it was asked leaves nobody waiting for ever."""
     calls = Calls()

@@ -16,6 +16,7 @@ import pytest
 
 from support import Process, eventually, free_port
 from travelrec.cli import main
+from travelrec.cli.asking import http_url
 
 TRAVELREC = Path(sys.executable).with_name("travelrec")
 COMMANDS = ("demo", "serve", "api", "worker", "ask", "doctor", "top", "topics", "fake-openai", "fake-tasks")
@@ -337,6 +338,12 @@ def test_ask_says_when_no_api_answers(url, tmp_path):
 def test_what_can_be_no_address_is_bad_usage(command, url, tmp_path):
     """Exit code 2, and no attempt."""
     assert "use http://host:port" in one_line(ran(*command, "--url", url, cwd=tmp_path), 2)
+
+
+def test_the_address_of_a_chat_may_be_that_of_its_socket():
+    """`ws://` as the contract has it."""
+    assert http_url("wss://h:8080/") == "https://h:8080"
+    assert http_url("ws://h") == "http://h"
 
 
 def test_dead_letters_say_which_store_is_away(tmp_path):

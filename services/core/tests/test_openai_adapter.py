@@ -163,6 +163,8 @@ async def test_a_server_that_knows_no_answer_format_is_asked_in_words() -> None:
         '{"a": {"b": 1}}',
         'Sure!\n```json\n{"a": {"b": 1}}\n```\nEnjoy {it}.',
         'First {this}, then {"a": {"b": 1}}.',
+        '{"a": {"b": 1}}\n\nEnjoy your trip!',
+        ' {this}: {"a": {"b": 1}}',
     ],
 )
 async def test_the_object_in_the_text_is_the_answer(text: str) -> None:
@@ -225,7 +227,7 @@ async def test_the_products_own_question_is_valid() -> None:
     [
         (400, BadModelRequest),
         (401, BadKey),
-        (402, BadModelRequest),
+        (402, NoQuota),
         (403, BadKey),
         (404, BadModelRequest),
         (408, ModelBusy),
@@ -520,3 +522,20 @@ async def test_a_whole_answer_to_who_asked_for_a_stream_may_break() -> None:
         async with model(f"http://127.0.0.1:{port}/v1") as asked:
             with pytest.raises(ModelBusy, match="broke"):
                 await asked.ask(streamed([]), LONG_S)
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected"),
+    [
+        ({"finish_reason": "stop", "message": {"refusal": "No."}}, Refused),
+        ({"finish_reason": "length", "message": {"content": "{"}}, Truncated),
+        ({"finish_reason": "content_filter", "message": {"content": ""}}, Filtered),
+    ],
+)
+async def test_an_answer_that_is_none_has_cost_what_it_has(choice: dict, expected: type[ModelError]) -> None:
+    """The provider counts its tokens too."""
+    body = {"choices": [choice], "usage": {"prompt_tokens": 11, "completion_tokens": 7}}
+    async with Server(json.dumps(body).encode()).running() as server, model(server.url) as asked:
+        with pytest.raises(expected) as raised:
+            await asked.ask(QUESTION, LONG_S)
+    assert (raised.value.input_tokens, raised.value.output_tokens) == (11, 7)

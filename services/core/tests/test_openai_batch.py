@@ -6,9 +6,11 @@ from contextlib import asynccontextmanager
 
 import openai
 import pytest
+from openai.types import Batch
 
 from support import eventually
 from travelrec.adapters.openai_batch import OpenAIBatches
+from travelrec.adapters.third_party import _refusal
 from travelrec.errors import ThirdPartyAway, ThirdPartyFailed, ThirdPartyRefused
 from travelrec.fake_openai import FakeOpenAI, FakeSettings, running
 from travelrec.job import new_uid
@@ -181,3 +183,35 @@ async def test_each_status_has_its_class(status: int, raised: type[Exception]) -
                 assert caught.value.retry_after_s == 7.0
     finally:
         await runner.cleanup()
+
+
+async def test_a_poll_that_is_cut_off_keeps_what_it_has_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the next one gets further, however little a poll has time for; a file that is gone says nothing."""
+    async with asked(batch_s=0.0) as (batches, fake):
+        for id_ in ("1", "2", "3"):
+            await submit(batches, id_)
+        read, reads = batches._read, list[str]()
+
+        async def slow(batch: Batch) -> Rows:
+            reads.append(batch.id)
+            if len(reads) in (2, 4):
+                await asyncio.sleep(60)
+            return await read(batch)
+
+        monkeypatch.setattr(batches, "_read", slow)
+        for _ in range(2):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(batches.rows(), 1.0)
+        assert len((await batches.rows()).good) == 3
+        assert len(reads) == 5
+        batches._ended.clear()
+        async with openai.AsyncOpenAI(api_key="key", base_url=fake.base_url) as client:
+            newest = await anext(aiter(client.batches.list()))
+        del fake.batches._files[newest.output_file_id or ""]
+        assert {row.id for row in (await batches.rows()).good} == {"1", "2"}
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 402, 407])
+async def test_an_address_that_is_not_the_right_one_costs_a_task_nothing(status: int) -> None:
+    """A redirect, or somebody in between who asks for something."""
+    assert isinstance(_refusal(status, b"", {}), ThirdPartyAway)

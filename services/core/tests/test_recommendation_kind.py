@@ -104,6 +104,27 @@ def test_an_abbreviation_ends_no_sentence(said: str) -> None:
     assert read_one(said) == said
 
 
+@pytest.mark.parametrize("said", ["Walk Bergen. Ålesund glows.", "See Łódź! Érd is near.", "Go up. Ъgo."])
+def test_a_sentence_may_begin_with_any_capital(said: str) -> None:
+    """Two of them are two."""
+    with pytest.raises(BrokenOutput, match="more than one sentence"):
+        read_one(said)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Caf\u00e9s of Nice.", "Cafe\u0301s of Nice."),
+        ("Skate!", "Ska\u200bte"),
+        ("Why not ski?", "Why not ski…"),
+    ],
+)
+def test_what_looks_the_same_is_the_same(one: str, other: str) -> None:
+    """However it is written."""
+    with pytest.raises(BrokenOutput, match="are the same"):
+        read_answer(json.dumps({"recommendations": [one, other, "See the museum."]}))
+
+
 EMPTY = "A recommendation is empty."
 LONG = f"A recommendation is longer than {MAX_CHARS} characters."
 MARKUP = "A recommendation is not plain text."

@@ -240,3 +240,18 @@ async def test_a_short_pause_of_the_provider_is_waited_for_behind_an_open_guard(
     assert await asyncio.gather(*waiting) == [True] * 3
     assert not job.done()
     job.cancel()
+
+
+async def test_what_an_answer_that_is_none_has_cost_is_counted() -> None:
+    """In the metrics, and for the line in the log."""
+    world = World()
+    refused = Refused("No.")
+    refused.input_tokens, refused.output_tokens = 11, 7
+    world.model.says["Peru"] = [refused]
+    only = gate.Gate([world.model], 2, [("costly", None)])
+    async with only.place(1.0) as place:
+        with pytest.raises(Refused):
+            await place.ask(Question("s", "Country: Peru\nSeason: winter", "n", {}, 10), 1.0)
+    assert (place.input_tokens, place.output_tokens) == (11, 7)
+    told = [s for m in REGISTRY.collect() for s in m.samples if s.name == "travelrec_model_tokens_total"]
+    assert {s.value for s in told if s.labels.get("model") == "costly"} == {11.0, 7.0}

@@ -580,3 +580,22 @@ async def test_an_expired_lease_is_taken_over(world: World) -> None:
         await eventually(lambda: world.job(uid).ended)
     assert (world.job(uid).status, world.job(uid).claims) == (Status.COMPLETED, dead[0].claims + 1)
     assert (world.job(uid).ended_at or 0) >= now + 0.3
+
+
+async def test_a_provider_that_asks_for_a_day_keeps_its_key_for_an_hour(world: World) -> None:
+    """Other jobs of the key wait for the one that leads it."""
+    world.model.says["Peru"] = [ModelBusy("Tomorrow.", retry_after_s=86_400.0)]
+    uid = await world.accept()
+    async with world.worker():
+        await eventually(lambda: world.job(uid).phase is Phase.WAITING)
+    assert world.job(uid).due_at <= time.time() + 3600.0
+
+
+async def test_a_job_whose_every_call_is_forbidden_is_not_in_the_way_of_others(world: World) -> None:
+    """A 403 may be for what it asks: another probes next."""
+    world.model.says["Peru"] = [BadKey("No.")] * 1000
+    await world.accept("Peru")
+    async with world.worker(worker_concurrency=1):
+        await eventually(lambda: len(world.model.called_at.get("Peru", ())) > 2)
+        others = [await world.accept(country) for country in ("Chile", "Fiji", "Laos")]
+        await eventually(lambda: all(world.job(uid).ended for uid in others))

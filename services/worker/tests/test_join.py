@@ -7,6 +7,7 @@ import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import fastavro
 import pytest
@@ -250,13 +251,15 @@ async def test_a_record_that_is_too_large_is_a_dead_letter(world: World) -> None
     async with world.joining():
         await world.send((SOURCES[0].topic, Message(b"\0" * 600_000, {"h": "1", "long": "x" * 10_000}, "k")))
         for stream in SOURCES:
-            await world.send(world.message(stream, made))
+            topic, message = world.message(stream, made)
+            await world.send((topic, replace(message, headers={"traceparent": "x" * 700_000})))
         await world.acknowledged()
     (letter,) = world.broker.published[DEAD_LETTERS_TOPIC]
     assert len(letter.value) == 512 * 1024
     assert letter.headers["travelrec-bytes"] == "600000"
     assert "600,000 bytes" in letter.headers["travelrec-error"]
     assert ("h" in letter.headers, "long" in letter.headers) == (True, False)
+    assert "traceparent" not in world.broker.published[JOINED.topic][0].headers
     assert await world.records(JOINED) == [joined(made)]
 
 

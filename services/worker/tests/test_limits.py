@@ -124,6 +124,18 @@ def test_429s_that_say_nothing_close_for_longer_and_longer() -> None:
     assert max(pauses) > 5
 
 
+def test_a_wish_for_no_pause_is_none() -> None:
+    """`Retry-After: 0` with a 429 is no leave to ask again at once, and again."""
+    pace = Pace(RetryPolicy(base_s=1.0, cap_s=30.0), rng=random.Random(1))
+    waits = []
+    now = 0.0
+    for _ in range(5):
+        pace.rejected(pace.send(now), None, 0.0, now + 0.02)
+        waits.append(pace.closed_until - now)
+        now = pace.closed_until + 0.01
+    assert all(wait > 0.02 for wait in waits)
+
+
 def test_a_provider_that_tells_nothing_is_not_paced() -> None:
     """Without headers every call may be sent at once."""
     pace = Pace(BACKOFF)

@@ -65,7 +65,7 @@ def is_handshake(method: bytes, url: bytes, headers: Sequence[tuple[bytes, bytes
     """Whether a request that asks for a WebSocket is a handshake for `/ws`, within the limits of `websockets`."""
     given = dict(headers)
     try:
-        key = base64.b64decode(given.get(b"sec-websocket-key", b""), validate=True)
+        key = base64.b64decode(given.get(b"sec-websocket-key", b"").strip(), validate=True)
     except ValueError:
         return False
     lines = [len(b"GET  HTTP/1.1\r\n") + len(url), *(len(n) + len(v) + len(b": \r\n") for n, v in headers)]
@@ -73,7 +73,7 @@ def is_handshake(method: bytes, url: bytes, headers: Sequence[tuple[bytes, bytes
         method == b"GET"
         and url.partition(b"?")[0] == b"/ws"
         and len(key) == _KEY_BYTES
-        and given.get(b"sec-websocket-version") == b"13"
+        and given.get(b"sec-websocket-version", b"").strip() == b"13"
         and given.get(b"content-length", b"0") == b"0"
         and b"transfer-encoding" not in given
         and max(lines) <= MAX_LINE_LENGTH

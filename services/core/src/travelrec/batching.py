@@ -89,6 +89,11 @@ class Batcher(Generic[Item, Reply]):
         self._running.discard(task)
         self._start()
 
+    @staticmethod
+    def _is_cancelled() -> bool:
+        task = asyncio.current_task()
+        return task is not None and task.cancelling() > 0
+
     async def _run(self, batch: list[tuple[Item, asyncio.Future[Reply]]]) -> None:
         try:
             replies = await self._call([item for item, _ in batch])
@@ -99,6 +104,10 @@ class Batcher(Generic[Item, Reply]):
             if self._apart and len(batch) > 1 and not is_foreseen:
                 for alone in batch:
                     await self._run([alone])
+                    if alone[1].cancelled() and self._is_cancelled():
+                        for _, future in batch:
+                            future.cancel()
+                        return
                 return
             for _, future in batch:
                 if not future.done():

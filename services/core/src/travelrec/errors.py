@@ -91,9 +91,11 @@ class HistoryUnavailable(Unavailable):
 
 
 class ModelError(TravelrecError):
-    """A model call that gave no usable answer; `title` is public, short and stable."""
+    """A model call that gave no usable answer, though it may have cost tokens; `title` is public, short and stable."""
 
     title = "Model error"
+    input_tokens = 0
+    output_tokens = 0
 
 
 class TryAgain(ModelError):

@@ -19,13 +19,14 @@ from travelrec.errors import (
     BrokerUnavailable,
     ModelError,
     NotTheJobsFault,
+    RateLimited,
     TryAgain,
     Unavailable,
     Undecodable,
 )
 from travelrec.ports import Broker, Conversation, Delivery
 from travelrec.retry import RetryPolicy
-from travelrec.wire import INCOMING_TOPIC, RESPONSES_TOPIC
+from travelrec.wire import INCOMING_TOPIC, RESPONSES_TOPIC, dead_letter_topic
 from travelrec_worker.gate import Gate, Shut
 from travelrec_worker.preview import previewed
 from travelrec_worker.progress import Progress
@@ -64,6 +65,9 @@ class Chat:
         self._timeout_s = timeout_s
         self._latest: OrderedDict[str, list[Reply]] = OrderedDict()  # by user, the newest last
         self._replies = {what: metrics.CHAT_REPLIES.labels(what) for what in ("answered", "failed")}
+        metrics.DEAD_LETTERS.labels(
+            dead_letter_topic(INCOMING_TOPIC)
+        )  # from 0 on, so that the first is an increase
         self._repeats = metrics.CHAT_REPEATS.labels("chat")
 
     async def handle(self, delivery: Delivery) -> None:
@@ -120,7 +124,7 @@ class Chat:
         trouble: ModelError | None = None
         while True:
             try:
-                again = trouble is not None
+                again = isinstance(trouble, RateLimited)
                 async with self._gate.place(ends_at - time.monotonic(), again=again, guarded=False) as place:
                     left_s = max(0.1, ends_at - time.monotonic())
                     call = place.ask(asked, left_s)

@@ -7,7 +7,6 @@ What is unacknowledged when the engine ends is delivered to another member of th
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -24,7 +23,6 @@ log = structlog.get_logger(__name__)
 _TAKE_S = 0.5
 _TURN_S = 5.0
 _RETRY_S = 1.0
-_LONGEST_RETRY_S = 30.0
 _TRIES = 3  # of a message whose handler fails unforeseen
 _IN_A_ROW = 30  # such failures, without a success: then it is the handler that is bad, and not the messages
 
@@ -52,8 +50,9 @@ class Engine:
     taken, and the broker is told that this member is alive; to leave its messages to others there is `shed`.
 
     A message whose handler fails unforeseen, and unacknowledged, is handled again, and in the end is moved to
-    `dead_letters`: left as it is it would hold up what its group has done, and never come again. While no handler
-    succeeds none is moved but the first few: a bad release stops here, and does not empty its topic.
+    `dead_letters`: left as it is it would hold up what its group has done. While no handler succeeds none is moved but
+    the first few, for a bad release must not empty its topic: the others are left, and come again to the next member,
+    or to this one once a handler succeeds.
 
     `in_key_order` messages of one key are handled one after the other, in the order taken. Those that wait for their
     turn have a place as well, so that one busy key may take them all.
@@ -84,6 +83,7 @@ class Engine:
         self._in_key_order = in_key_order
         self._dead_letters = dead_letters
         self._failures_in_a_row = 0
+        self._left_behind = False
         self._running: set[asyncio.Task[None]] = set()
         self._lanes: dict[str, deque[Delivery]] = {}  # key → what waits behind the one that runs
         self._queued = 0
@@ -203,23 +203,33 @@ class Engine:
             del self._lanes[key]
 
     async def _supervise(self, delivery: Delivery) -> None:
-        watched = _Watched(delivery)
-        for tries in itertools.count(1):
+        watched, membership = _Watched(delivery), self._membership
+        for tries in range(1, _TRIES + 1):
             try:
                 await self._handle(watched)
             except Exception:  # the process is supervised here
                 self._failures_in_a_row += 1
                 log.exception("handler failed", topic=self._topic, tries=tries)
             else:
-                self._failures_in_a_row = 0
+                self._succeeded()
                 return
-            if watched.acknowledged:
+            if watched.acknowledged or (
+                tries < _TRIES and await self._stops_within(_RETRY_S * 2.0 ** (tries - 1))
+            ):
                 return
-            if tries >= _TRIES and self._failures_in_a_row <= _IN_A_ROW:
-                break
-            if await self._stops_within(min(_RETRY_S * 2.0 ** min(tries - 1, 10), _LONGEST_RETRY_S)):
-                return
-        await rejected(self._broker, self._topic, delivery, "Its handler failed.", self._dead_letters)
+            if self._membership is not membership:
+                return  # it comes again, or has come to another
+        if self._failures_in_a_row > _IN_A_ROW:
+            self._left_behind = True
+        else:
+            await rejected(self._broker, self._topic, delivery, "Its handler failed.", self._dead_letters)
+
+    def _succeeded(self) -> None:
+        self._failures_in_a_row = 0
+        if self._left_behind:
+            self._left_behind = False
+            log.info("handlers succeed again: what was left comes again", topic=self._topic)
+            self._end_membership()
 
     async def _stops_within(self, pause_s: float) -> bool:
         with suppress(TimeoutError):

@@ -108,13 +108,15 @@ class Provider:
         try:
             answer = await self._model.ask(asked, timeout_s)
             outcome = "ok"
-            self._count_tokens(answer)
+            self._count_tokens(answer.input_tokens, answer.output_tokens)
             now = time.monotonic()
             self._pace.answered(sent, answer.allowance, now)
             self._works(sent, now)
             return answer
         except ModelError as error:
             outcome = error.title
+            if error.output_tokens or error.input_tokens:
+                self._count_tokens(error.input_tokens, error.output_tokens)
             self._failed(sent, error)
             raise
         finally:
@@ -123,10 +125,10 @@ class Provider:
             metrics.MODEL_CALLS.labels(self._called, outcome).inc()
             metrics.MODEL_SECONDS.labels(outcome).observe(time.monotonic() - sent.at)
 
-    def _count_tokens(self, answer: Answer) -> None:
-        metrics.TOKENS.labels(self._called, "input").inc(answer.input_tokens)
-        metrics.TOKENS.labels(self._called, "output").inc(answer.output_tokens)
-        metrics.COST.labels(self._called).inc(self._price.of(answer.input_tokens, answer.output_tokens))
+    def _count_tokens(self, given: int, made: int) -> None:
+        metrics.TOKENS.labels(self._called, "input").inc(given)
+        metrics.TOKENS.labels(self._called, "output").inc(made)
+        metrics.COST.labels(self._called).inc(self._price.of(given, made))
 
     def _works(self, sent: Sent, now: float) -> None:
         self._concurrency.good()
@@ -422,10 +424,17 @@ class Place:
 
     async def ask(self, asked: Question | Conversation, timeout_s: float) -> Answer:
         """See `ports.Model`. All providers that are asked share `timeout_s`."""
-        answer = await self._answer(asked, timeout_s)
-        self.input_tokens += answer.input_tokens
-        self.output_tokens += answer.output_tokens
-        return answer
+        spent: Answer | ModelError | None = None
+        try:
+            spent = answer = await self._answer(asked, timeout_s)
+            return answer
+        except ModelError as error:
+            spent = error
+            raise
+        finally:
+            if spent is not None:
+                self.input_tokens += spent.input_tokens
+                self.output_tokens += spent.output_tokens
 
     async def _answer(self, asked: Question | Conversation, timeout_s: float) -> Answer:
         began = time.monotonic()

@@ -19,6 +19,7 @@ from travelrec.errors import (
     BrokerUnavailable,
     Never,
     NotTheJobsFault,
+    RateLimited,
     SignalUnavailable,
     StoreUnavailable,
     TryAgain,
@@ -64,6 +65,7 @@ _LATE_CLAIM_S = 5.0  # how long a worker that ends waits for a claim, to hand th
 _AHEAD = 2  # half as many jobs again are claimed before a call is free for them
 _MAX_UNANNOUNCED = 5_000
 _DRAIN_S = 5.0  # for signals, where they can't be sent
+_LONGEST_WISH_S = 3600.0  # of a provider, for one job: others of its key wait for it
 _UNKNOWN_KIND_S = 30.0  # a newer release may be about to take over
 _CLAIMS_PER_ATTEMPT = 4  # a job that keeps killing its worker is given up
 
@@ -116,7 +118,7 @@ class Jobs:
                 metrics.FINISHED.labels(kind, status.value)
         self._coalescer = Coalescer(store, progress)
         self._ahead = asyncio.Semaphore(concurrency + -(-concurrency // _AHEAD))
-        self._claims: Batcher[str, Job | None] = Batcher(self._claim_all, grow=16, apart=True)
+        self._claims: Batcher[str, Job | None] = Batcher(self._claim_all, grow=16)
         self._settlements: Batcher[_Ended, bool] = Batcher(self._settle_all, grow=16, apart=True)
         self._announcements: Batcher[Signal, None] = Batcher(self._announce_all, max_in_flight=2)
 
@@ -198,12 +200,12 @@ class Jobs:
 
     async def _run_in_turn(self, job: Job, story: Story) -> Outcome:
         """What `job` came to; an error that is not its fault costs it no more than time, up to its deadline."""
-        trouble = ""
+        trouble, goes_first = "", False
         with story.step("generate") as trace:
             while True:
                 left_s = job.created_at + self._deadline_s - time.time()
                 try:
-                    async with self._gate.place(left_s, again=bool(trouble)) as place:
+                    async with self._gate.place(left_s, again=goes_first) as place:
                         if not self._leases.stands(job, time.time()):
                             return HandedBack()  # to whoever may have it by now
                         with metrics.IN_FLIGHT.track_inprogress():
@@ -211,6 +213,9 @@ class Jobs:
                         return _traced(self._guarded(job, outcome, place), trace)
                 except NotTheJobsFault as error:
                     trouble = f"{error} "
+                    goes_first = isinstance(
+                        error, RateLimited
+                    )  # else another is to try: it may be this one's fault
                     metrics.RETRIED.labels(error.title).inc()
                 except Shut:
                     return HandedBack()
@@ -275,7 +280,8 @@ class Jobs:
             told = f"{message} Given up after {attempts} attempts. Please try again later."
             return Failed(Try(now, error, told))
         metrics.RETRIED.labels(error).inc()
-        delay_s = self._retry.delay_s(attempts, retry_after_s=retry_after_s)
+        wish_s = None if retry_after_s is None else min(retry_after_s, _LONGEST_WISH_S)
+        delay_s = self._retry.delay_s(attempts, retry_after_s=wish_s)
         due_at = min(now + delay_s, job.created_at + self._deadline_s)  # behind which it only fails
         return Retry(due_at, Try(now, error, message))
 

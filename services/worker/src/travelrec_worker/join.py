@@ -35,6 +35,7 @@ DEAD_LETTERS_TOPIC = dead_letter_topic(JOINED_TOPIC)
 _LEASE_S = 15.0  # longer than a publish may take; what a dead worker held waits for so long
 _REMEMBERED_S = 3600.0  # a published trip, so that a repeat of its records is known for one
 _AGAIN_S = 0.5
+_MOST_OF_ID = 1_000  # characters: it is a key
 _MAX_BYTES = 300_000  # of a record: a broker takes 1 MiB
 _LOOK_S = 5.0  # a window is looked at twenty times, but no less often
 _LOOKS = 20
@@ -95,9 +96,10 @@ class Join:
         if any(not isinstance(each, str | float | int | None) for each in record.values()):
             raise Undecodable("a record with logical types, which our schema has not")
         trip_id = record["trip_id"]
-        if not isinstance(trip_id, str) or not trip_id:
+        if not isinstance(trip_id, str) or not 0 < len(trip_id) <= _MOST_OF_ID:
             raise Undecodable("a record without a trip_id")
-        return Part(trip_id, stream.name, record, message.headers.get("traceparent"))  # type: ignore[arg-type]  # as its schema says
+        trace = message.headers.get("traceparent") if tracing.trace_id(message.headers) else None
+        return Part(trip_id, stream.name, record, trace)  # type: ignore[arg-type]  # as its schema says
 
     async def _join_all(self, parts: list[Part]) -> list[None]:
         """Keeps `parts`, and publishes the trips that they complete."""
@@ -199,6 +201,8 @@ class Join:
                     forget_at = time.monotonic() + _FORGET_S
             except Unavailable as error:
                 log.warning("trips not looked at", error=str(error))
+            except Exception:  # what is due is looked at again, and the process has other roles
+                log.exception("trips not looked at")
             await asyncio.sleep(min(_LOOK_S, self._window_s / _LOOKS))
 
     async def _publish_due(self) -> int:

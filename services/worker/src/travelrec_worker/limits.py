@@ -109,7 +109,7 @@ class Pace:
         self._learn(sent, allowance, now)
         explained = allowance is not None and allowance.remaining == 0 and self._rate_per_s > 0
         news = sent.at > self._closed_at  # the others of its round say nothing new
-        if retry_after_s is None and not explained and news:
+        if not retry_after_s and not explained and news:  # 0 is no pause
             self._rejections += 1
             self._closed_at = now
             retry_after_s = self._backoff.delay_s(self._rejections, rng=self._rng)

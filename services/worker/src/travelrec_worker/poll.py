@@ -55,8 +55,9 @@ class Poller:
                 log.warning("store away", error=str(error))
                 pause_s = _STORE_RETRY_S
             except Exception:  # the process has other roles, and another replica would fail the same way
+                self._polls["failed"].inc()
                 log.exception("poll failed")
-                pause_s = self._lease_s
+                pause_s = min(self._interval_s, self._lease_s)
             await asyncio.sleep(pause_s)
 
     async def give_up(self) -> None:

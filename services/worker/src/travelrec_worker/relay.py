@@ -14,7 +14,7 @@ from travelrec.chat.ports import ChatHistory
 from travelrec.chat.wire import decode_reply
 from travelrec.errors import Unavailable, Undecodable
 from travelrec.ports import Broker, Delivery
-from travelrec.wire import RESPONSES_TOPIC
+from travelrec.wire import RESPONSES_TOPIC, dead_letter_topic
 from travelrec_worker.rejected import rejected
 
 log = structlog.get_logger(__name__)
@@ -28,6 +28,9 @@ class Relay:
     def __init__(self, broker: Broker, history: ChatHistory) -> None:
         self._broker = broker
         self._history = history
+        metrics.DEAD_LETTERS.labels(
+            dead_letter_topic(RESPONSES_TOPIC)
+        )  # from 0 on, so that the first is an increase
         self._repeats = metrics.CHAT_REPEATS.labels("relay")
 
     async def handle(self, delivery: Delivery) -> None:

@@ -52,7 +52,12 @@ const keepOutbox = () => keep(`outbox:${user.userid}`, outbox);
 /** Reads the history until it could be read, once more if it rang meanwhile; false if this is not the user's. */
 async function read() {
   readAgain = true;
-  reading ??= readWhileRung().finally(() => (reading = null));
+  if (!reading) {
+    const mine = readWhileRung().finally(() => {
+      if (reading === mine) reading = null;
+    });
+    reading = mine;
+  }
   return reading;
 }
 
@@ -397,6 +402,9 @@ function signOut(why = "") {
   outbox = [];
   limit = PAGE;
   failures = 0;
+  reading = null; // what is being read is of who was here
+  readAgain = false;
+  wake?.();
   for (const timer of [retry, silence, pause]) clearTimeout(timer);
   pause = 0;
   keep("user", null);

@@ -85,7 +85,9 @@ async function send(where, season, key = newKey()) {
     notice($("send-problem"), {
       title:
         answer.kind === "busy" ? "The service can’t take requests right now" : "The service can’t be reached",
-      message: answer.message || "Your request was not lost: it is sent again, and never counted twice.",
+      message: isLast
+        ? "Your request is not sent yet. Try again when you like: it is never counted twice."
+        : answer.message || "Your request was not lost: it is sent again, and never counted twice.",
       inMs: isLast ? null : inMs,
       buttons: [
         ["Try now", () => (isLast ? send(where, season, key) : nudges.dispatchEvent(new Event("now")))],

@@ -11,6 +11,8 @@ const CHIPS = { "Not Started": "cancelled", "In Progress": "pending", Completed:
 let wanted = PAGE;
 let shown = new Map(); // id → its row, and the task that it shows
 let looking = 0; // the number of the newest look: what an older one brings is old
+let undone = ""; // what could not be done last
+let creating = false;
 
 /* ---------- the API ---------- */
 
@@ -61,7 +63,7 @@ async function look() {
     tasks.push(...answer.body);
     next = answer.response.headers.get("Link")?.match(/<([^>]*)>; rel="next"/)?.[1];
   }
-  say("task-problem", "");
+  say("task-problem", undone);
   draw(tasks);
   $("more").hidden = !next;
 }
@@ -127,19 +129,23 @@ async function forget(id) {
 }
 
 async function done(answer, words) {
-  if (answer?.response.ok) announce(words);
-  else say("task-problem", complaint(answer));
+  undone = answer?.response.ok ? "" : complaint(answer);
+  if (!undone) announce(words);
   await look();
 }
 
 $("create").addEventListener("submit", async (event) => {
   event.preventDefault();
-  const id = $("task-id").value.trim();
+  if (creating) return;
+  creating = true;
+  const given = $("task-id").value;
+  const id = given.trim();
   const answer = id ? await call("POST", PATH, { id }) : { body: { message: "Give the task an id." } };
+  creating = false;
   const isMade = answer?.response?.ok;
   say("create-error", isMade ? "" : complaint(answer));
   if (isMade) {
-    $("task-id").value = "";
+    if ($("task-id").value === given) $("task-id").value = "";
     $("task-id").removeAttribute("aria-invalid");
     announce(`Task ${id} is created.`);
     await look();

@@ -143,8 +143,6 @@ class OpenAIModel:
         if answer is None:
             left_s = ends_at - time.monotonic()
             answer = await self._traced(self._answered(body, left_s, whole=False))
-        if not answer.text.strip():
-            raise BrokenOutput("The model said nothing.")
         return answer
 
     async def _traced(self, answered: Awaitable[Answer]) -> Answer:
@@ -256,31 +254,39 @@ def _answer(body: Mapping[str, Any], allowed: Allowance | None, whole: bool) -> 
     """The completion; one that is cut off at the token limit will not do where it must be `whole`."""
     choice = body["choices"][0]
     message = choice["message"]
+    usage = body.get("usage") or {}
+    tokens = int(usage.get("prompt_tokens", 0)), int(usage.get("completion_tokens", 0))
     if message.get("refusal"):
-        raise Refused("The model refused to answer.")
+        raise _spent(Refused("The model refused to answer."), *tokens)
     match choice.get("finish_reason"):
         case "length" if whole:
-            raise Truncated("The model's answer was cut off at its token limit.")
+            raise _spent(Truncated("The model's answer was cut off at its token limit."), *tokens)
         case "content_filter":
-            raise Filtered("The provider's content filter held the answer back.")
+            raise _spent(Filtered("The provider's content filter held the answer back."), *tokens)
     cut = choice.get("finish_reason") == "length"
     text = message["content"]
     if not isinstance(text, str | None):
         raise TypeError(type(text))
-    usage = body.get("usage") or {}
+    if not whole and not (text or "").strip():
+        raise _spent(BrokenOutput("The model said nothing."), *tokens)
     return Answer(
         text=f"{text}…" if text and cut else text or "",
         model=str(body.get("model", "")),
-        input_tokens=int(usage.get("prompt_tokens", 0)),
-        output_tokens=int(usage.get("completion_tokens", 0)),
+        input_tokens=tokens[0],
+        output_tokens=tokens[1],
         allowance=allowed,
     )
+
+
+def _spent(error: ModelError, input_tokens: int, output_tokens: int) -> ModelError:
+    error.input_tokens, error.output_tokens = input_tokens, output_tokens
+    return error
 
 
 def _object_in(text: str) -> str:
     """The first JSON object in `text`, which may stand in a code fence or between sentences; else `text` itself."""
     decoder, at = json.JSONDecoder(), text.find("{")
-    for _ in range(_OBJECTS_TRIED if text.lstrip()[:1] != "{" else 0):
+    for _ in range(_OBJECTS_TRIED):
         if at < 0:
             break
         try:
@@ -322,6 +328,8 @@ def _by_status(error: openai.APIStatusError) -> ModelError:
     match error.status_code:
         case 401 | 403:
             return BadKey("The model's server rejects the API key.")
+        case 402:
+            return NoQuota("The account at the model's provider has no quota left.")
         case 429 if error.code == "insufficient_quota":
             return NoQuota("The account at the model's provider has no quota left.")
         case 429:

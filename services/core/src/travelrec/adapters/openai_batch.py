@@ -62,7 +62,7 @@ class OpenAIBatches:
             api_key=api_key,
             base_url=base_url,
             max_retries=0,
-            timeout=timeout_s,
+            timeout=timeout_s / 2,  # a submission makes two calls
             http_client=DefaultAioHttpClient(),
         ) as client:
             yield cls(client, model)
@@ -81,8 +81,12 @@ class OpenAIBatches:
                     break
                 if (batch.metadata or {}).items() >= _OURS.items() and batch.status in _ENDED:
                     batches.append(batch)
-            known = {batch.id: self._ended.get(batch.id) or await self._read(batch) for batch in batches}
-        self._ended = known
+            for batch in batches:
+                if (
+                    batch.id not in self._ended
+                ):  # kept one by one: what a poll has no time for is left to the next
+                    self._ended[batch.id] = await self._read(batch)
+        self._ended = known = {batch.id: self._ended[batch.id] for batch in batches}
         good: dict[str, Row] = {}
         for batch in reversed(batches):  # the newest has the last word
             good.update((row.id, row) for row in known[batch.id].good)
@@ -122,7 +126,10 @@ class OpenAIBatches:
     async def _lines(self, file_id: str | None) -> list[object]:
         if file_id is None:
             return []
-        content = await self._client.files.content(file_id)
+        try:
+            content = await self._client.files.content(file_id)
+        except openai.NotFoundError:  # somebody has deleted it
+            return []
         lines: list[object] = []
         for line in content.content.splitlines():
             if line.strip():

@@ -277,9 +277,12 @@ class RabbitBroker:
         queue = queue_of(topic, group)
         async with asyncio.timeout(self._timeout_s):
             await self._ensure(topic)
-            if queue in self._half_made:
+            there = await _count(connection, queue)
+            if (
+                there is not None and queue in self._half_made and not there[1]
+            ):  # nobody else has begun with it
                 await _deleted(connection, queue)
-            elif await _count(connection, queue) is not None:
+            elif there is not None:
                 return
             self._half_made.add(queue)
             async with connection.channel(publisher_confirms=False) as channel:

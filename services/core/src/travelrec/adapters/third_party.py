@@ -20,6 +20,8 @@ _SHOWN = 300  # characters of what it says
 _AWAY = frozenset(
     {
         HTTPStatus.UNAUTHORIZED,
+        HTTPStatus.PAYMENT_REQUIRED,
+        HTTPStatus.PROXY_AUTHENTICATION_REQUIRED,
         HTTPStatus.FORBIDDEN,
         HTTPStatus.NOT_FOUND,
         HTTPStatus.METHOD_NOT_ALLOWED,
@@ -98,7 +100,11 @@ def _refusal(status: int, body: bytes, headers: Mapping[str, str]) -> ThirdParty
     asked_s = retry_after_s(headers, time.time())
     told = _told(body)
     message = f"The third party answered {status}" + (f": {told}" if told else ".")
-    if status in _AWAY or (status == HTTPStatus.SERVICE_UNAVAILABLE and asked_s is not None):
+    if (
+        status in _AWAY
+        or HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST
+        or (status == HTTPStatus.SERVICE_UNAVAILABLE and asked_s is not None)
+    ):
         return ThirdPartyAway(message, retry_after_s=asked_s)
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR or status == HTTPStatus.REQUEST_TIMEOUT:
         return ThirdPartyFailed(message)

@@ -17,6 +17,8 @@ _TOTAL_S = 300.0
 
 def http_url(url: str) -> str:
     """The address of an API as a user gives it; raises `BadSetting` if it can't be one."""
+    if url.startswith(("ws://", "wss://")):  # as chats have it
+        url = f"http{url.removeprefix('ws')}"
     try:
         parts = urlsplit(url)
         is_one = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0

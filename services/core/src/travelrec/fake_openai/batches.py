@@ -188,7 +188,7 @@ class Batches:
         return self._files[id_]
 
     def _lines(self, id_: str | None) -> int:
-        return len(self._files[id_].splitlines()) if id_ else 0
+        return len(self._files.get(id_ or "", b"").splitlines())
 
     def _kept(self, content: bytes) -> str:
         id_ = f"file-{secrets.token_hex(12)}"

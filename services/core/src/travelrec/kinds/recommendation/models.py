@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
@@ -32,7 +33,7 @@ _EMPHASIS = re.compile(r"(\*\*\*|\*\*|__|`)(.+?)\1")
 _LIGHT_EMPHASIS = re.compile(r"(?<!\w)([*_])(?=\w)(.+?)(?<=[\w.!?])\1(?!\w)")
 _MARKUP = re.compile(r"</?[A-Za-z][^>]*>|\]\(|https?://|^#+\s|[`\x00-\x1f\x7f]|\*\*|__")
 _ABBREVIATION = r"(?<![A-Z])(?<!\b[A-Z][a-z])(?<!\b(?:e\.g|i\.e|a\.m|p\.m|Mrs|Ste|Sta|Ave))(?<!\bvs)"
-_SENTENCE_END = re.compile(_ABBREVIATION + r"[.!?…][\"'”)\]]*\s+(?=[A-Z\"“])")
+_SENTENCE_END = re.compile(_ABBREVIATION + r"[.!?…][\"'”)\]]*\s+(?P<next>\w|[\"“])")
 
 
 class _Recommendations(BaseModel):
@@ -59,11 +60,17 @@ def read_answer(text: str) -> list[str]:
             raise BrokenOutput(f"A recommendation is longer than {MAX_CHARS} characters.")
         if _MARKUP.search(one):
             raise BrokenOutput("A recommendation is not plain text.")
-        if _SENTENCE_END.search(one):
+        if any(not end["next"].isalnum() or end["next"].isupper() for end in _SENTENCE_END.finditer(one)):
             raise BrokenOutput("A recommendation has more than one sentence.")
-    if len({one.casefold().rstrip(".!") for one in tidy}) != COUNT:
+    if len(set(map(_compared, tidy))) != COUNT:
         raise BrokenOutput("Two recommendations are the same.")
     return tidy
+
+
+def _compared(text: str) -> str:
+    """`text` without what a reader does not see a difference in."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return "".join(c for c in folded if unicodedata.category(c) != "Cf").rstrip(".!?… ")
 
 
 def _tidy(text: str) -> str:
