@@ -186,7 +186,7 @@ async def test_each_status_has_its_class(status: int, raised: type[Exception]) -
 
 
 async def test_a_poll_that_is_cut_off_keeps_what_it_has_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that the next one gets further, however little a poll has time for; a file that is gone says nothing."""
+    """So that the next one gets further, however little it has time for; a file that is gone is looked for again."""
     async with asked(batch_s=0.0) as (batches, fake):
         for id_ in ("1", "2", "3"):
             await submit(batches, id_)
@@ -207,8 +207,10 @@ async def test_a_poll_that_is_cut_off_keeps_what_it_has_read(monkeypatch: pytest
         batches._ended.clear()
         async with openai.AsyncOpenAI(api_key="key", base_url=fake.base_url) as client:
             newest = await anext(aiter(client.batches.list()))
-        del fake.batches._files[newest.output_file_id or ""]
+        content = fake.batches._files.pop(newest.output_file_id or "")
         assert {row.id for row in (await batches.rows()).good} == {"1", "2"}
+        fake.batches._files[newest.output_file_id or ""] = content
+        assert {row.id for row in (await batches.rows()).good} == {"1", "2", "3"}
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 402, 407])

@@ -96,6 +96,8 @@ def test_what_belongs_to_the_sentence_stays(said: str) -> None:
         "Watch Brazil vs. Argentina in a bar.",
         "Stop at No. 7 in Ft. Worth.",
         "See the Musée d'Orsay; it is free on the first Sunday of each month.",
+        "Taste wine (incl. Österreich's reds) and cheese.",
+        "Walk down Blvd. Édouard to Sto. Ângelo.",
         "Skate!",
     ],
 )

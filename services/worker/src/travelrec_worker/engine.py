@@ -23,8 +23,11 @@ log = structlog.get_logger(__name__)
 _TAKE_S = 0.5
 _TURN_S = 5.0
 _RETRY_S = 1.0
+_LONGEST_RETRY_S = 30.0
 _TRIES = 3  # of a message whose handler fails unforeseen
-_IN_A_ROW = 30  # such failures, without a success: then it is the handler that is bad, and not the messages
+_MOVED = (
+    10  # such messages, without a success: from then on it is the handler that is bad, and not the messages
+)
 
 
 class _Watched:
@@ -51,8 +54,8 @@ class Engine:
 
     A message whose handler fails unforeseen, and unacknowledged, is handled again, and in the end is moved to
     `dead_letters`: left as it is it would hold up what its group has done. While no handler succeeds none is moved but
-    the first few, for a bad release must not empty its topic: the others are left, and come again to the next member,
-    or to this one once a handler succeeds.
+    the first few, for a bad release must not empty its topic: the engine leaves its group, so that the others come
+    again, and joins it after a pause, ever longer ones, behind each of which it may move one more.
 
     `in_key_order` messages of one key are handled one after the other, in the order taken. Those that wait for their
     turn have a place as well, so that one busy key may take them all.
@@ -82,9 +85,10 @@ class Engine:
         self._early = early
         self._in_key_order = in_key_order
         self._dead_letters = dead_letters
-        self._failures_in_a_row = 0
-        self._left_behind = False
-        self._running: set[asyncio.Task[None]] = set()
+        self._given_up = 0  # messages, since a handler last succeeded
+        self._pauses = 0
+        self._must_pause = False
+        self._running: set[asyncio.Task[object]] = set()
         self._lanes: dict[str, deque[Delivery]] = {}  # key → what waits behind the one that runs
         self._queued = 0
         self._stopping = asyncio.Event()
@@ -127,6 +131,13 @@ class Engine:
                     log.warning("broker away", error=str(error), topic=self._topic)
                     self.joined.clear()
                     await asyncio.sleep(_RETRY_S)
+                if self._must_pause:
+                    await self._stops_within(min(_RETRY_S * 2.0**self._pauses, _LONGEST_RETRY_S))
+                    self._must_pause = False
+                    self._given_up = min(
+                        self._given_up, _MOVED - 1
+                    )  # one more, or bad ones could bar the way for ever
+                    self._pauses = min(self._pauses + 1, 10)
                 if not self._fit.is_set():
                     log.error("left the group", topic=self._topic, in_flight=self.in_flight)
                     await self._fit.wait()
@@ -173,6 +184,7 @@ class Engine:
 
     def _start(self, delivery: Delivery) -> None:
         key = delivery.message.key if self._in_key_order else None
+        task: asyncio.Task[object]
         if key is None:
             task = asyncio.create_task(self._supervise(delivery))
         elif key not in self._lanes:
@@ -185,51 +197,49 @@ class Engine:
         self._running.add(task)
         task.add_done_callback(self._ended)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _ended(self, task: asyncio.Task[object]) -> None:
         self._running.discard(task)
         self._freed.set()
 
     async def _in_turn(self, key: str, delivery: Delivery) -> None:
         lane = self._lanes[key]
         try:
-            await self._supervise(delivery)
-            while lane and not self._stopping.is_set():
+            goes_on = await self._supervise(delivery)
+            while goes_on and lane and not self._stopping.is_set():
                 delivery = lane.popleft()
                 self._queued -= 1
                 self._freed.set()
-                await self._supervise(delivery)
+                goes_on = await self._supervise(delivery)
         finally:
             self._queued -= len(lane)
             del self._lanes[key]
 
-    async def _supervise(self, delivery: Delivery) -> None:
+    async def _supervise(self, delivery: Delivery) -> bool:
+        """Whether this message is done with, so that the next of its key may be handled."""
         watched, membership = _Watched(delivery), self._membership
         for tries in range(1, _TRIES + 1):
             try:
                 await self._handle(watched)
             except Exception:  # the process is supervised here
-                self._failures_in_a_row += 1
                 log.exception("handler failed", topic=self._topic, tries=tries)
             else:
-                self._succeeded()
-                return
-            if watched.acknowledged or (
-                tries < _TRIES and await self._stops_within(_RETRY_S * 2.0 ** (tries - 1))
-            ):
-                return
-            if self._membership is not membership:
-                return  # it comes again, or has come to another
-        if self._failures_in_a_row > _IN_A_ROW:
-            self._left_behind = True
-        else:
-            await rejected(self._broker, self._topic, delivery, "Its handler failed.", self._dead_letters)
-
-    def _succeeded(self) -> None:
-        self._failures_in_a_row = 0
-        if self._left_behind:
-            self._left_behind = False
-            log.info("handlers succeed again: what was left comes again", topic=self._topic)
-            self._end_membership()
+                self._given_up = self._pauses = 0
+                return True
+            if watched.acknowledged:
+                return True
+            if tries < _TRIES and await self._stops_within(_RETRY_S * 2.0 ** (tries - 1)):
+                return False
+            if self._membership is not membership or self._must_pause:
+                return False  # it comes again, or has come to another
+        if self._given_up == _MOVED:
+            log.error("all handlers fail: no more messages are moved away", topic=self._topic)
+            self._must_pause = True
+            if not self._stopping.is_set():
+                self._end_membership()
+            return False
+        self._given_up += 1
+        await rejected(self._broker, self._topic, delivery, "Its handler failed.", self._dead_letters)
+        return True
 
     async def _stops_within(self, pause_s: float) -> bool:
         with suppress(TimeoutError):

@@ -17,6 +17,7 @@ from typing import Final
 
 import aiohttp
 import openai
+import structlog
 from openai import AsyncOpenAI, DefaultAioHttpClient
 from openai.types import Batch
 
@@ -39,6 +40,8 @@ _AWAY = (
     openai.RateLimitError,
 )
 _REFUSED = (openai.BadRequestError, openai.UnprocessableEntityError)
+
+log = structlog.get_logger(__name__)
 
 
 class OpenAIBatches:
@@ -82,14 +85,18 @@ class OpenAIBatches:
                 if (batch.metadata or {}).items() >= _OURS.items() and batch.status in _ENDED:
                     batches.append(batch)
             for batch in batches:
-                if (
-                    batch.id not in self._ended
-                ):  # kept one by one: what a poll has no time for is left to the next
+                if batch.id in self._ended:
+                    continue
+                try:  # kept one by one: what a poll has no time for is left to the next
                     self._ended[batch.id] = await self._read(batch)
-        self._ended = known = {batch.id: self._ended[batch.id] for batch in batches}
+                except openai.NotFoundError:
+                    log.warning("a file of a batch is gone, so nothing is known of its tasks", batch=batch.id)
+        self._ended = known = {
+            batch.id: self._ended[batch.id] for batch in batches if batch.id in self._ended
+        }
         good: dict[str, Row] = {}
-        for batch in reversed(batches):  # the newest has the last word
-            good.update((row.id, row) for row in known[batch.id].good)
+        for rows in reversed(known.values()):  # the newest has the last word
+            good.update((row.id, row) for row in rows.good)
         return Rows(list(good.values()), sum(rows.bad for rows in known.values()))
 
     async def _submit_all(self, tasks: list[tuple[str, str]]) -> Sequence[None]:
@@ -126,10 +133,7 @@ class OpenAIBatches:
     async def _lines(self, file_id: str | None) -> list[object]:
         if file_id is None:
             return []
-        try:
-            content = await self._client.files.content(file_id)
-        except openai.NotFoundError:  # somebody has deleted it
-            return []
+        content = await self._client.files.content(file_id)
         lines: list[object] = []
         for line in content.content.splitlines():
             if line.strip():

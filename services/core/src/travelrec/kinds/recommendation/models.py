@@ -28,11 +28,15 @@ SCHEMA: dict[str, Json] = {
     "additionalProperties": False,
 }
 
+_INVISIBLE = dict.fromkeys(map(ord, "\u200b\u2060\ufeff"))
 _LEAD = re.compile(r"^\s*(?:[-*•]|\(?\d{1,2}[.)])\s+")
 _EMPHASIS = re.compile(r"(\*\*\*|\*\*|__|`)(.+?)\1")
 _LIGHT_EMPHASIS = re.compile(r"(?<!\w)([*_])(?=\w)(.+?)(?<=[\w.!?])\1(?!\w)")
 _MARKUP = re.compile(r"</?[A-Za-z][^>]*>|\]\(|https?://|^#+\s|[`\x00-\x1f\x7f]|\*\*|__")
-_ABBREVIATION = r"(?<![A-Z])(?<!\b[A-Z][a-z])(?<!\b(?:e\.g|i\.e|a\.m|p\.m|Mrs|Ste|Sta|Ave))(?<!\bvs)"
+_ABBREVIATION = (
+    r"(?<![A-Z])(?<!\b[A-Z][a-z])(?<!\b(?:vs|ca))(?<!\b(?:e\.g|i\.e|a\.m|p\.m|Mrs|Ste|Sta|Sto|Pto|Ave))"
+    r"(?<!\b(?:incl|Blvd|Univ))(?<!\bapprox)"
+)
 _SENTENCE_END = re.compile(_ABBREVIATION + r"[.!?…][\"'”)\]]*\s+(?P<next>\w|[\"“])")
 
 
@@ -69,8 +73,7 @@ def read_answer(text: str) -> list[str]:
 
 def _compared(text: str) -> str:
     """`text` without what a reader does not see a difference in."""
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return "".join(c for c in folded if unicodedata.category(c) != "Cf").rstrip(".!?… ")
+    return unicodedata.normalize("NFC", text).translate(_INVISIBLE).casefold().rstrip(".!?… ")
 
 
 def _tidy(text: str) -> str:
