@@ -117,7 +117,8 @@ class History:
 
     def leases_of(self, key: str) -> set[str | None]:
         """The tokens under which jobs of `key` run."""
-        return {job.token for job in self.jobs.values() if job.params["key"] == key and job.token is not None}
+        running = (job for job in self.jobs.values() if job.phase is Phase.RUNNING)
+        return {job.token for job in running if job.params["key"] == key}
 
     # --- the broker -----------------------------------------------------------------------------------
 
