@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 import pytest
 import pytest_asyncio
 
-from support import eventually
+from support import Kafka, eventually
 from travelrec.adapters.memory import MemoryBroker, MemorySignals
 from travelrec.errors import BrokerUnavailable, SignalUnavailable
 from travelrec.job import Status, new_uid
@@ -254,7 +254,7 @@ async def test_signals_stop_when_left(signals: Signals) -> None:
 
 
 @pytest.mark.real("kafka")
-async def test_a_record_of_somebody_else_is_delivered(kafka_server, topic: str, group: str) -> None:  # type: ignore[no-untyped-def]
+async def test_a_record_of_somebody_else_is_delivered(kafka_server: Kafka, topic: str, group: str) -> None:
     """Its headers may have no value, nor it itself: an error there would end every member of the group in turn."""
     from aiokafka import AIOKafkaProducer
 
@@ -272,7 +272,7 @@ async def test_a_record_of_somebody_else_is_delivered(kafka_server, topic: str, 
 
 
 @pytest.mark.real("kafka")
-async def test_a_signal_that_is_none_ends_no_listener(kafka_server) -> None:  # type: ignore[no-untyped-def]
+async def test_a_signal_that_is_none_ends_no_listener(kafka_server: Kafka) -> None:
     """What somebody else writes to the topic, a tombstone for one, is skipped."""
     from aiokafka import AIOKafkaProducer
 

@@ -195,7 +195,7 @@ async def test_a_poll_that_is_cut_off_keeps_what_it_has_read(monkeypatch: pytest
         async def slow(batch: Batch) -> Rows:
             reads.append(batch.id)
             if len(reads) in (2, 4):
-                await asyncio.sleep(60)
+                await asyncio.Event().wait()  # until the poll is cut off
             return await read(batch)
 
         monkeypatch.setattr(batches, "_read", slow)

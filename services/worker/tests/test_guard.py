@@ -176,17 +176,24 @@ async def test_a_held_job_still_ends_with_its_deadline() -> None:
         assert len(bench.world.broker.dead) == 60
 
 
-async def test_the_guard_of_jobs_is_not_in_the_way_of_chat(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs that are not guarded pass it while it is open, before those that wait there, and don't close it."""
+async def shut_behind_a_job(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> tuple[gate.Gate, asyncio.Task[bool]]:
+    """A gate whose guard is open for good, and a job that waits there."""
     monkeypatch.setattr(gate, "_TRIAL_S", 0.0)
     monkeypatch.setattr(gate, "_GUARD_BACKOFF", RetryPolicy(base_s=1e6, cap_s=1e6))
-    world = World()
     both = gate.Gate([world.model], 2, [("m", None)])
     while both.guard.state is not State.OPEN:
         async with both.place(1.0) as place:
             place.failed("Bad release", final=True)
     job = asyncio.create_task(entered(both, guarded=True))
     await eventually(lambda: both._waiting)
+    return both, job
+
+
+async def test_the_guard_of_jobs_is_not_in_the_way_of_chat(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs that are not guarded pass it while it is open, before those that wait there, and don't close it."""
+    both, job = await shut_behind_a_job(World(), monkeypatch)
     for _ in range(gate._LAST):
         assert await entered(both, guarded=False)
     assert both.guard.state is State.OPEN
@@ -220,16 +227,9 @@ async def test_a_short_pause_of_the_provider_is_waited_for_behind_an_open_guard(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """However long the guard is open already: a chat is sent away only when the provider was away for long."""
-    monkeypatch.setattr(gate, "_TRIAL_S", 0.0)
-    monkeypatch.setattr(gate, "_GUARD_BACKOFF", RetryPolicy(base_s=1e6, cap_s=1e6))
     monkeypatch.setattr(gate, "_PATIENCE_S", 20.0)
     world = World()
-    both = gate.Gate([world.model], 2, [("m", None)])
-    while both.guard.state is not State.OPEN:
-        async with both.place(1.0) as place:
-            place.failed("Bad release", final=True)
-    job = asyncio.create_task(entered(both, guarded=True))
-    await eventually(lambda: both._waiting)
+    both, job = await shut_behind_a_job(world, monkeypatch)
     both._shut_at -= 100.0
     world.model.says["Peru"] = [RateLimited("Slower.", retry_after_s=0.3)]
     async with both.place(1.0, guarded=False) as place:

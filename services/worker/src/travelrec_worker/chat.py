@@ -65,9 +65,7 @@ class Chat:
         self._timeout_s = timeout_s
         self._latest: OrderedDict[str, list[Reply]] = OrderedDict()  # by user, the newest last
         self._replies = {what: metrics.CHAT_REPLIES.labels(what) for what in ("answered", "failed")}
-        metrics.DEAD_LETTERS.labels(
-            dead_letter_topic(INCOMING_TOPIC)
-        )  # from 0 on, so that the first is an increase
+        metrics.DEAD_LETTERS.labels(dead_letter_topic(INCOMING_TOPIC))  # from 0 on: the first is an increase
         self._repeats = metrics.CHAT_REPEATS.labels("chat")
 
     async def handle(self, delivery: Delivery) -> None:

@@ -25,9 +25,7 @@ _TURN_S = 5.0
 _RETRY_S = 1.0
 _LONGEST_RETRY_S = 30.0
 _TRIES = 3  # of a message whose handler fails unforeseen
-_MOVED = (
-    10  # such messages, without a success: from then on it is the handler that is bad, and not the messages
-)
+_MOVED = 10  # such messages without a success: from then on it is the handler that is bad
 
 
 class _Watched:
@@ -55,7 +53,7 @@ class Engine:
     A message whose handler fails unforeseen, and unacknowledged, is handled again, and in the end is moved to
     `dead_letters`: left as it is it would hold up what its group has done. While no handler succeeds none is moved but
     the first few, for a bad release must not empty its topic: the engine leaves its group, so that the others come
-    again, and joins it after a pause, ever longer ones, behind each of which it may move one more.
+    again, and joins it after a pause, ever longer ones, behind each of which it may move one more (see ADR 25).
 
     `in_key_order` messages of one key are handled one after the other, in the order taken. Those that wait for their
     turn have a place as well, so that one busy key may take them all.
@@ -134,9 +132,7 @@ class Engine:
                 if self._must_pause:
                     await self._stops_within(min(_RETRY_S * 2.0**self._pauses, _LONGEST_RETRY_S))
                     self._must_pause = False
-                    self._given_up = min(
-                        self._given_up, _MOVED - 1
-                    )  # one more, or bad ones could bar the way for ever
+                    self._given_up = min(self._given_up, _MOVED - 1)  # bad ones must not bar the way for ever
                     self._pauses = min(self._pauses + 1, 10)
                 if not self._fit.is_set():
                     log.error("left the group", topic=self._topic, in_flight=self.in_flight)

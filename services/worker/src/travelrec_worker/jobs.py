@@ -215,7 +215,7 @@ class Jobs:
                     trouble = f"{error} "
                     goes_first = isinstance(
                         error, RateLimited
-                    )  # else another is to try: it may be this one's fault
+                    )  # else another tries: it may be this one's fault
                     metrics.RETRIED.labels(error.title).inc()
                 except Shut:
                     return HandedBack()

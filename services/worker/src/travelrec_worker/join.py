@@ -97,7 +97,7 @@ class Join:
             raise Undecodable("a record with logical types, which our schema has not")
         trip_id = record["trip_id"]
         if not isinstance(trip_id, str) or not 0 < len(trip_id) <= _MOST_OF_ID:
-            raise Undecodable("a record without a trip_id")
+            raise Undecodable("a record without a usable trip_id")
         trace = message.headers.get("traceparent") if tracing.trace_id(message.headers) else None
         return Part(trip_id, stream.name, record, trace)  # type: ignore[arg-type]  # as its schema says
 

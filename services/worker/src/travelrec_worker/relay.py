@@ -28,9 +28,7 @@ class Relay:
     def __init__(self, broker: Broker, history: ChatHistory) -> None:
         self._broker = broker
         self._history = history
-        metrics.DEAD_LETTERS.labels(
-            dead_letter_topic(RESPONSES_TOPIC)
-        )  # from 0 on, so that the first is an increase
+        metrics.DEAD_LETTERS.labels(dead_letter_topic(RESPONSES_TOPIC))  # from 0 on: the first is an increase
         self._repeats = metrics.CHAT_REPEATS.labels("relay")
 
     async def handle(self, delivery: Delivery) -> None:

@@ -404,7 +404,7 @@ function signOut(why = "") {
   failures = 0;
   reading = null; // what is being read is of who was here
   readAgain = false;
-  wake?.();
+  wake();
   for (const timer of [retry, silence, pause]) clearTimeout(timer);
   pause = 0;
   keep("user", null);

@@ -278,12 +278,10 @@ class RabbitBroker:
         async with asyncio.timeout(self._timeout_s):
             await self._ensure(topic)
             there = await _count(connection, queue)
-            if (
-                there is not None and queue in self._half_made and not there[1]
-            ):  # nobody else has begun with it
+            if there is not None and (there[1] or queue not in self._half_made):
+                return  # it is whole, or somebody has begun with it
+            if there is not None:
                 await _deleted(connection, queue)
-            elif there is not None:
-                return
             self._half_made.add(queue)
             async with connection.channel(publisher_confirms=False) as channel:
                 await self._declare_group(channel, topic, group)

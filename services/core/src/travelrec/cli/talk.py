@@ -66,11 +66,8 @@ class Talk:
                     if error.status == _FORBIDDEN:
                         raise TravelrecError("the token is not one of this user, or it has expired") from None
                     trouble = f"it answered {error.status}"
-                except (
-                    aiohttp.ClientError,
-                    OSError,
-                ) as error:  # tried again below, with what is not answered
-                    trouble = str(error) or type(error).__name__
+                except (aiohttp.ClientError, OSError) as error:
+                    trouble = str(error) or type(error).__name__  # what is not answered is sent again below
                 self._leave_off()
                 if not self._ended:
                     self._states.print(
