@@ -4,17 +4,20 @@ Beside it the floor: a bare loop that makes the same calls with the same client 
 store in memory, which takes the MongoDB-protocol development server out; and the engine alone, whose handlers sleep.
 The first three have made as many short calls three times before. A worker's clock runs from the publish of the
 messages to the last job's end in the store. A job claimed or tried twice would show a lease that ran out or a
-time-out, another member id a rebalance.
+time-out, another member id a rebalance. The CPU is what each process used in the two seconds from then on, in which
+all calls leave: two cores have one second of it in the half second that a twentieth is.
 """
 
 import asyncio
 import itertools
+import os
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import aiohttp
+import psutil
 import uvloop
 from aiokafka.admin import AIOKafkaAdminClient
 
@@ -37,6 +40,7 @@ from travelrec_worker.engine import Engine
 from travelrec_worker.progress import Progress
 
 _WARM_S = (0.5, 0.5, 0.5)  # what a call takes in the rounds before
+_STARTING_S = 2.0  # in which all calls leave
 _AT_ONCE = 20  # calls that are started together: with all of them the first one leaves with the last
 
 
@@ -51,8 +55,8 @@ async def _members(kafka: Kafka) -> list[str]:
 
 
 @asynccontextmanager
-async def _model() -> AsyncIterator[tuple[str, Callable[[float], Awaitable[object]]]]:
-    """The offline model's URL, and what sets its latency."""
+async def _model() -> AsyncIterator[tuple[str, Callable[[float], Awaitable[object]], int]]:
+    """The offline model's URL, what sets its latency, and its pid."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     async with (
@@ -60,12 +64,25 @@ async def _model() -> AsyncIterator[tuple[str, Callable[[float], Awaitable[objec
         aiohttp.ClientSession() as http,
     ):
         await model.wait_for_http(f"{url}/healthz")
-        yield f"{url}/v1", lambda latency_s: http.post(f"{url}/control", json={"latency_s": latency_s})
+        yield (
+            f"{url}/v1",
+            lambda latency_s: http.post(f"{url}/control", json={"latency_s": latency_s}),
+            model.pid,
+        )
+
+
+async def _starting(**pids: int) -> str:
+    """The CPU that each process uses while the calls leave, in seconds."""
+    processes = {name: psutil.Process(pid) for name, pid in pids.items()}
+    before = {name: sum(process.cpu_times()[:2]) for name, process in processes.items()}
+    await asyncio.sleep(_STARTING_S)
+    used = {name: sum(process.cpu_times()[:2]) - before[name] for name, process in processes.items()}
+    return ", ".join(f"{name} {cpu_s:.2f}" for name, cpu_s in used.items())
 
 
 async def _bare(count: int, latency_s: float) -> Row:
     async with AsyncExitStack() as stack:
-        url, set_latency = await stack.enter_async_context(_model())
+        url, set_latency, model_pid = await stack.enter_async_context(_model())
         model = await stack.enter_async_context(
             OpenAIModel.opened(api_key="x", base_url=url, model="m", connections=count)
         )
@@ -73,16 +90,17 @@ async def _bare(count: int, latency_s: float) -> Row:
             await set_latency(each_s)
             began = time.time()
             async with asyncio.TaskGroup() as calls:
+                cpu = calls.create_task(_starting(worker=os.getpid(), model=model_pid))
                 for number, job in enumerate(made(count, 0.0), 1):
                     calls.create_task(recommend(job.params, model, 60.0))
                     if number % _AT_ONCE == 0:
                         await asyncio.sleep(0)
-        return _row("bare loop: model calls only", time.time() - began, latency_s)
+        return _row("bare loop: model calls only", time.time() - began, latency_s, cpu.result())
 
 
 async def _worker(count: int, latency_s: float, kafka: Kafka, mongo: Mongo) -> Row:
     async with AsyncExitStack() as stack:
-        url, set_latency = await stack.enter_async_context(_model())
+        url, set_latency, model_pid = await stack.enter_async_context(_model())
         port = free_port()
         env = {
             "BROKER_URL": kafka.url,
@@ -103,11 +121,19 @@ async def _worker(count: int, latency_s: float, kafka: Kafka, mongo: Mongo) -> R
             await set_latency(each_s)
             jobs = await accepted(store, count)
             await asyncio.sleep(1.0)  # let the servers finish writing before the clock runs
+            pids = {
+                "worker": worker.pid,
+                "model": model_pid,
+                "store": mongo.process.pid,
+                "broker": kafka.process.pid,
+            }
+            cpu = asyncio.create_task(_starting(**pids))
             began = time.time()
             await broker.publish(JOBS_TOPIC, [encode_job(job) for job in jobs])
             ended = await _ended(store, [job.uid for job in jobs], each_s)
             members.append(await _members(kafka))
-        row = _row("travelrec worker", max(job.ended_at or 0.0 for job in ended) - began, latency_s)
+        seconds = max(job.ended_at or 0.0 for job in ended) - began
+        row = _row("travelrec worker", seconds, latency_s, await cpu)
         row.values.update(
             {
                 "claimed once": str(sum(job.claims == 1 for job in ended)),
@@ -120,7 +146,7 @@ async def _worker(count: int, latency_s: float, kafka: Kafka, mongo: Mongo) -> R
 
 async def _in_memory(count: int, latency_s: float, kafka: Kafka) -> Row:
     async with AsyncExitStack() as stack:
-        url, set_latency = await stack.enter_async_context(_model())
+        url, set_latency, model_pid = await stack.enter_async_context(_model())
         broker = await stack.enter_async_context(KafkaBroker.opened(kafka.address, partitions=1))
         model = await stack.enter_async_context(
             OpenAIModel.opened(api_key="x", base_url=url, model="m", connections=count)
@@ -137,13 +163,15 @@ async def _in_memory(count: int, latency_s: float, kafka: Kafka) -> Row:
             await set_latency(each_s)
             jobs = made(count, time.time())
             await store.accept(jobs, time.time())
+            pids = {"worker": os.getpid(), "model": model_pid, "broker": kafka.process.pid}
+            cpu = asyncio.create_task(_starting(**pids))
             began = time.time()
             await broker.publish(JOBS_TOPIC, [encode_job(job) for job in jobs])
             await asyncio.sleep(each_s)
             while not all(store.jobs[job.uid].ended for job in jobs):  # noqa: ASYNC110 - a benchmark may look
                 await asyncio.sleep(0.1)
         last = max(store.jobs[job.uid].ended_at or 0.0 for job in jobs)
-        return _row("travelrec worker, store in memory", last - began, latency_s)
+        return _row("travelrec worker, store in memory", last - began, latency_s, await cpu)
 
 
 async def _engine_alone(count: int, latency_s: float, kafka: Kafka) -> Row:
@@ -166,7 +194,7 @@ async def _engine_alone(count: int, latency_s: float, kafka: Kafka) -> Row:
         began = time.time()
         await broker.publish(topic, [Message(b"") for _ in range(count)])
         await done.wait()
-        row = _row("engine alone", time.time() - began, latency_s)
+        row = _row("engine alone", time.time() - began, latency_s, "")
         engine.stop()
         await running
         return row
@@ -185,8 +213,9 @@ async def _ended(store: MongoStore, uids: list[str], latency_s: float) -> list[J
     return ended
 
 
-def _row(name: str, seconds: float, ideal_s: float) -> Row:
-    return Row(name, {"seconds": f"{seconds:.2f}", "of the ideal": f"{seconds / ideal_s:.3f}"})
+def _row(name: str, seconds: float, ideal_s: float, cpu: str) -> Row:
+    ideal = f"{seconds / ideal_s:.3f}"
+    return Row(name, {"seconds": f"{seconds:.2f}", "of the ideal": ideal, "CPU s while calls leave": cpu})
 
 
 def run(count: int = 1000, latency_s: float = 10.0, rounds: int = 2) -> str:

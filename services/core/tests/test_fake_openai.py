@@ -492,6 +492,7 @@ AS_SDK_ERROR = {
     "429-no-retry-after": (openai.RateLimitError, "rate_limit_exceeded"),
     "quota": (openai.RateLimitError, "insufficient_quota"),
     "401": (openai.AuthenticationError, "invalid_api_key"),
+    "403": (openai.PermissionDeniedError, "permission_denied"),
     "500": (openai.InternalServerError, None),
     "503": (openai.InternalServerError, None),
     "wrong-model": (openai.NotFoundError, "model_not_found"),

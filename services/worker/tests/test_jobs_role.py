@@ -16,6 +16,7 @@ from travelrec.errors import (
     BadModelRequest,
     BrokenOutput,
     Filtered,
+    Forbidden,
     ModelBusy,
     ModelError,
     ModelTimeout,
@@ -25,6 +26,7 @@ from travelrec.errors import (
     ProviderDown,
     RateLimited,
     Refused,
+    RequestForbidden,
     Truncated,
     TryAgain,
 )
@@ -45,6 +47,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "_TAKE_S", 0.02)
     monkeypatch.setattr(jobs, "_STORE_RETRY_S", 0.02)
     monkeypatch.setattr(jobs, "_DEAD_LETTERS", RetryPolicy(base_s=0.02, cap_s=0.02))
+    monkeypatch.setattr(jobs, "_FORBIDDEN_S", 0.1)
     monkeypatch.setattr(sweeper, "_EVERY_S", 0.02)
     monkeypatch.setattr(gate, "_BACKOFF", RetryPolicy(base_s=0.02, cap_s=0.02))
 
@@ -209,12 +212,14 @@ OUTCOMES: dict[type[ModelError], str] = {
     ModelBusy: "again",
     ModelTimeout: "again",
     BrokenOutput: "again",
+    RequestForbidden: "again",
     BadModelRequest: "never",
     Refused: "never",
     Truncated: "never",
     Filtered: "never",
     RateLimited: "free",
     BadKey: "free",
+    Forbidden: "free",
     NoQuota: "free",
     ProviderDown: "free",
 }
@@ -593,10 +598,50 @@ async def test_a_provider_that_asks_for_a_day_keeps_its_key_for_an_hour(world: W
 
 async def test_a_job_whose_every_call_is_forbidden_lets_another_probe(world: World) -> None:
     """A 403 may be for what it asks: the next in line goes before it, and opens the way."""
-    world.model.says["Peru"] = [BadKey("No.")] * 1000
+    world.model.says["Peru"] = [Forbidden("No.")] * 1000
     await world.accept("Peru")
     other = await world.accept("Chile")
     async with world.worker(worker_concurrency=1):
         await eventually(lambda: world.job(other).ended)
     assert world.job(other).status is Status.COMPLETED
     assert len(world.model.called_at["Peru"]) < 10
+
+
+async def test_a_forbidden_job_that_is_alone_does_not_bar_its_worker(world: World) -> None:
+    """With nobody else to probe it goes back for a while, so that what comes then is taken."""
+    world.model.says["Peru"] = [Forbidden("No.")] * 100_000
+    forbidden = await world.accept("Peru")
+    async with world.worker(worker_concurrency=1, job_deadline_s=60.0):
+        await eventually(lambda: len(world.model.called_at.get("Peru", ())) >= 2)
+        other = await world.accept("Chile")
+        await eventually(lambda: world.job(other).ended)
+    assert world.job(other).status is Status.COMPLETED
+    assert (world.job(forbidden).status, world.job(forbidden).tries) == (Status.PENDING, ())
+
+
+async def test_a_job_that_is_forbidden_what_others_are_not_runs_out_of_attempts(world: World) -> None:
+    """Once a provider has answered others meanwhile, its 403 is for the request, and bars nobody."""
+    world.model.says["Peru"] = [Forbidden("No.")] * 1000
+    forbidden = await world.accept("Peru")
+    others = []
+    async with world.worker(worker_concurrency=4, max_attempts=3):
+        while not world.job(forbidden).ended:
+            others.append(await world.accept(f"Land {len(others)}"))
+            await asyncio.sleep(0.01)
+        await eventually(lambda: all(world.job(other).ended for other in others))
+    job = world.job(forbidden)
+    assert (job.status, job.error, len(job.tries)) == (Status.FAILED, RequestForbidden.title, 3)
+    assert {world.job(other).status for other in others} == {Status.COMPLETED}
+
+
+async def test_a_key_that_is_forbidden_everything_costs_no_attempt(world: World) -> None:
+    """While nobody is answered, and whatever was answered before."""
+    async with world.worker(worker_concurrency=8, max_attempts=1):
+        before = await world.accept("Chile")
+        await eventually(lambda: world.job(before).ended)
+        countries = [f"Land {n}" for n in range(8)]
+        for country in countries:
+            world.model.says[country] = [Forbidden("No.")] * 10_000
+        uids = [await world.accept(country) for country in countries]
+        await eventually(lambda: all(len(world.model.called_at.get(each, ())) > 1 for each in countries))
+        assert not any(world.job(uid).tries for uid in uids)

@@ -18,7 +18,7 @@ from travelrec.kinds.recommendation.examples import PARAMS
 from travelrec.retry import RetryPolicy
 from travelrec.settings import Settings
 from travelrec.wire import JOBS_TOPIC, encode_job
-from travelrec_worker import gate
+from travelrec_worker import gate, jobs, sweeper
 from travelrec_worker.app import running_roles
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(30)]
@@ -61,6 +61,7 @@ WAITS = {
     "429-no-retry-after": "The model's server asks for fewer requests.",
     "quota": "The account at the model's provider has no quota left.",
     "401": "The model's server rejects the API key.",
+    "403": "The model's server forbids this request.",
 }
 COMPLETES = ("no-json-schema",)
 
@@ -120,6 +121,8 @@ async def working(
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gate, "_BACKOFF", RetryPolicy(base_s=0.05, cap_s=0.1))
+    monkeypatch.setattr(jobs, "_FORBIDDEN_S", 0.1)
+    monkeypatch.setattr(sweeper, "_EVERY_S", 0.02)
 
 
 def faulty(name: str) -> FakeSettings:
@@ -181,7 +184,7 @@ async def test_a_server_without_json_schema_is_asked_for_json() -> None:
         assert bench.calls() == 4
 
 
-@pytest.mark.parametrize("fault", ["401", "quota", "500", "503", "reset", "hang"])
+@pytest.mark.parametrize("fault", ["401", "403", "quota", "500", "503", "reset", "hang"])
 async def test_the_second_provider_stands_in_for_the_first(fault: str) -> None:
     """A job that meets trouble of the first provider is completed by the second, in the same attempt."""
     async with working(faulty(fault), FakeSettings()) as bench:

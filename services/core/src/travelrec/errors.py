@@ -12,9 +12,9 @@ TravelrecError
 │   ├── RegistryUnavailable
 │   └── HistoryUnavailable
 ├── ModelError              the model's
-│   ├── TryAgain            costs an attempt: ModelBusy, ModelTimeout, BrokenOutput
+│   ├── TryAgain            costs an attempt: ModelBusy, ModelTimeout, BrokenOutput, RequestForbidden
 │   ├── Never               fails the job: BadModelRequest, Refused, Truncated, Filtered
-│   └── NotTheJobsFault     costs the job nothing: RateLimited, BadKey, NoQuota, ProviderDown
+│   └── NotTheJobsFault     costs the job nothing: RateLimited, BadKey, Forbidden, NoQuota, ProviderDown
 └── ThirdPartyError         of the third party that works on tasks
     ├── ThirdPartyFailed    costs an attempt
     ├── ThirdPartyRefused   fails the task
@@ -126,6 +126,12 @@ class BrokenOutput(TryAgain):
     title = "Unusable model answer"
 
 
+class RequestForbidden(TryAgain):
+    """The provider forbids this request (403), and meanwhile it has answered others."""
+
+    title = "Model forbids the request"
+
+
 class Never(ModelError):
     """Trying again can't help: the job fails."""
 
@@ -174,9 +180,15 @@ class RateLimited(NotTheJobsFault):
 
 
 class BadKey(NotTheJobsFault):
-    """The API key is missing, wrong or not allowed (401, 403)."""
+    """The API key is missing or wrong (401)."""
 
     title = "Model key rejected"
+
+
+class Forbidden(NotTheJobsFault):
+    """The provider forbids it (403): all that the key asks, or this request alone; see `RequestForbidden`."""
+
+    title = "Model call forbidden"
 
 
 class NoQuota(NotTheJobsFault):

@@ -21,11 +21,13 @@ import structlog
 from travelrec import metrics
 from travelrec.errors import (
     BadModelRequest,
+    Forbidden,
     ModelBusy,
     ModelError,
     ModelTimeout,
     NotTheJobsFault,
     RateLimited,
+    RequestForbidden,
 )
 from travelrec.ports import Answer, Conversation, Model, Question
 from travelrec.prices import Price
@@ -63,6 +65,7 @@ class Provider:
         self._concurrency = Concurrency(ceiling)
         self._pace = Pace(_BACKOFF)
         self._breaker = Breaker(_BACKOFF, run=_FAILURES_IN_A_ROW)
+        self._answered_at = -NEVER  # when the newest of the calls that it answered was sent
         self._shown = (0, State.OPEN)
         self._show()
 
@@ -102,23 +105,34 @@ class Provider:
         """Counts a call that is about to be made."""
         return self._breaker.send(self._pace.send(now))
 
-    async def ask(self, asked: Question | Conversation, timeout_s: float, sent: Sent) -> Answer:
-        """The answer to the call that was counted as `sent`; learns from it, or from its error."""
+    async def ask(
+        self, asked: Question | Conversation, timeout_s: float, sent: Sent, refused_at: float = NEVER
+    ) -> Answer:
+        """The answer to the call that was counted as `sent`; learns from it, or from its error.
+
+        Its job may have been forbidden a call at `refused_at`: what was answered since tells whose fault that is.
+        """
         outcome = "cancelled"
         try:
             answer = await self._model.ask(asked, timeout_s)
             outcome = "ok"
             self._count_tokens(answer.input_tokens, answer.output_tokens)
             now = time.monotonic()
+            self._answered_at = max(self._answered_at, sent.at)
             self._pace.answered(sent, answer.allowance, now)
             self._works(sent, now)
             return answer
         except ModelError as error:
-            outcome = error.title
+            told: ModelError = error
+            if isinstance(error, Forbidden) and self._answered_at > min(sent.at, refused_at):
+                told = RequestForbidden(str(error))
+            outcome = told.title
             if error.output_tokens or error.input_tokens:
                 self._count_tokens(error.input_tokens, error.output_tokens)
-            self._failed(sent, error)
-            raise
+            self._failed(sent, told)
+            if told is error:
+                raise
+            raise told from error
         finally:
             if outcome == "cancelled":
                 self._breaker.unknown(sent, time.monotonic())
@@ -151,6 +165,8 @@ class Provider:
             case ModelBusy() | ModelTimeout():
                 self._concurrency.bad(sent, now)
                 self._breaker.bad(sent, now, fatal=False)
+            case RequestForbidden():
+                self._breaker.unknown(sent, now)
             case _:  # the job's own trouble: the provider works
                 self._pace.answered(sent, None, now)
                 self._works(sent, now)
@@ -236,9 +252,19 @@ class Gate:
         gate.providers = [_Unasked("none", _Nobody(), ceiling, "", None)]
         return gate
 
-    def place(self, within_s: float, *, again: bool = False, guarded: bool = True) -> Place:
-        """A place in turn, or before all others for a run that was let in `again`; see `Place`."""
-        return Place(self, within_s, again, guarded)
+    @property
+    def is_alone(self) -> bool:
+        """Whether no run waits, so that whoever failed would go first again."""
+        return all(waiting.turn.done() for waiting in self._waiting)
+
+    def place(
+        self, within_s: float, *, again: bool = False, guarded: bool = True, refused_at: float = NEVER
+    ) -> Place:
+        """A place in turn, or before all others for a run that was let in `again`; see `Place`.
+
+        `refused_at` is when its job was first forbidden a call, by `time.monotonic`.
+        """
+        return Place(self, within_s, again, guarded, refused_at)
 
     async def enter(self, within_s: float, again: bool, guarded: bool) -> Turn:
         """Waits for a turn; raises `Shut`, or `TimeoutError` when there was none in time."""
@@ -391,11 +417,12 @@ class Place:
     Before it leaves, the run says what it came to: `completed`, `failed`, or nothing if it was stopped.
     """
 
-    def __init__(self, gate: Gate, within_s: float, again: bool, guarded: bool) -> None:
+    def __init__(self, gate: Gate, within_s: float, again: bool, guarded: bool, refused_at: float) -> None:
         self._gate = gate
         self._within_s = within_s
         self._again = again
         self._guarded = guarded
+        self._refused_at = refused_at
         self._turn = Turn(gate.providers[0], None, None)
         self.input_tokens = 0  # of all answers that were had here
         self.output_tokens = 0
@@ -452,12 +479,12 @@ class Place:
     ) -> Answer:
         provider, standby = self._turn.provider, self._standby(began)
         if standby is None:
-            return await provider.ask(asked, timeout_s, sent)
+            return await provider.ask(asked, timeout_s, sent, self._refused_at)
         try:
-            return await provider.ask(asked, timeout_s * _FIRST_SHARE, sent)
+            return await provider.ask(asked, timeout_s * _FIRST_SHARE, sent, self._refused_at)
         except RateLimited:
             raise  # it works, and says when to come back
-        except (NotTheJobsFault, ModelBusy, ModelTimeout):
+        except (NotTheJobsFault, ModelBusy, ModelTimeout, RequestForbidden):
             now = time.monotonic()
             if standby.next_at(now) > now:
                 raise

@@ -17,6 +17,7 @@ from travelrec import metrics, tracing
 from travelrec.batching import Batcher
 from travelrec.errors import (
     BrokerUnavailable,
+    Forbidden,
     Never,
     NotTheJobsFault,
     RateLimited,
@@ -52,6 +53,7 @@ from travelrec.wire import (
 from travelrec_worker.coalescing import Coalescer
 from travelrec_worker.gate import Gate, Place, Shut
 from travelrec_worker.leases import Leases
+from travelrec_worker.limits import NEVER
 from travelrec_worker.progress import Progress
 from travelrec_worker.rejected import rejected
 from travelrec_worker.story import Story
@@ -67,6 +69,8 @@ _MAX_UNANNOUNCED = 5_000
 _DRAIN_S = 5.0  # for signals, where they can't be sent
 _LONGEST_WISH_S = 3600.0  # of a provider, for one job: others of its key wait for it
 _UNKNOWN_KIND_S = 30.0  # a newer release may be about to take over
+_FORBIDDEN_S = 10.0  # the key may be forbidden all, or this job alone
+_REFUSED_KEPT = 1_000
 _CLAIMS_PER_ATTEMPT = 4  # a job that keeps killing its worker is given up
 
 
@@ -116,6 +120,7 @@ class Jobs:
         for kind in kinds:  # from 0 on, so that the first of them is an increase
             for status in (Status.COMPLETED, Status.FAILED):
                 metrics.FINISHED.labels(kind, status.value)
+        self._refused_at: dict[str, float] = {}  # when jobs were first forbidden a call
         self._coalescer = Coalescer(store, progress)
         self._ahead = asyncio.Semaphore(concurrency + -(-concurrency // _AHEAD))
         self._claims: Batcher[str, Job | None] = Batcher(self._claim_all, grow=16)
@@ -204,8 +209,10 @@ class Jobs:
         with story.step("generate") as trace:
             while True:
                 left_s = job.created_at + self._deadline_s - time.time()
+                refused_at = self._refused_at.get(job.uid, NEVER)
                 try:
-                    async with self._gate.place(left_s, again=goes_first) as place:
+                    async with self._gate.place(left_s, again=goes_first, refused_at=refused_at) as place:
+                        let_in_at = time.monotonic()
                         if not self._leases.stands(job, time.time()):
                             return HandedBack()  # to whoever may have it by now
                         with metrics.IN_FLIGHT.track_inprogress():
@@ -213,10 +220,15 @@ class Jobs:
                         return _traced(self._guarded(job, outcome, place), trace)
                 except NotTheJobsFault as error:
                     trouble = f"{error} "
-                    goes_first = isinstance(
-                        error, RateLimited
-                    )  # else another tries: it may be this one's fault
                     metrics.RETRIED.labels(error.title).inc()
+                    # where it may be this one's fault another tries next; if there is none, one is to come
+                    goes_first = isinstance(error, RateLimited)
+                    if isinstance(error, Forbidden):
+                        self._refused_at.setdefault(job.uid, let_in_at)
+                        if len(self._refused_at) > _REFUSED_KEPT:
+                            del self._refused_at[next(iter(self._refused_at))]
+                        if self._gate.is_alone and left_s > _FORBIDDEN_S:
+                            return Retry(time.time() + _FORBIDDEN_S)
                 except Shut:
                     return HandedBack()
                 except TimeoutError:

@@ -29,6 +29,7 @@ from travelrec.errors import (
     BadModelRequest,
     BrokenOutput,
     Filtered,
+    Forbidden,
     ModelBusy,
     ModelError,
     ModelTimeout,
@@ -326,8 +327,10 @@ def _by_status(error: openai.APIStatusError) -> ModelError:
     headers = error.response.headers
     wish = retry_after_s(headers, time.time())
     match error.status_code:
-        case 401 | 403:
+        case 401:
             return BadKey("The model's server rejects the API key.")
+        case 403:
+            return Forbidden("The model's server forbids this request.")
         case 402:
             return NoQuota("The account at the model's provider has no quota left.")
         case 429 if error.code == "insufficient_quota":

@@ -16,7 +16,7 @@ import aiohttp
 
 from travelrec.cli.samples import Samples, scraped
 from travelrec.connect import Parts, opened_models, opened_parts
-from travelrec.errors import BadKey, ModelError, NoQuota, RateLimited, Unavailable
+from travelrec.errors import BadKey, Forbidden, ModelError, NoQuota, RateLimited, Unavailable
 from travelrec.ports import Backlog, Group, ModelServer
 from travelrec.settings import Settings
 from travelrec.wire import JOB_TOPICS
@@ -137,7 +137,7 @@ async def _of_provider(part: str, model: ModelServer, name: str, url: str, setti
     look = f"curl -sS -m 5 -H 'Authorization: Bearer '\"$OPENAI_API_KEY\" {_shown(url)}/models"
     try:
         offered = await model.offered(settings.neighbour_timeout_s)
-    except BadKey:
+    except (BadKey, Forbidden):
         says = f"rejects the API key at {_shown(url)}. Jobs wait; no attempt is counted."
         return Finding(part, State.TROUBLE, says, "export OPENAI_API_KEY=…, and start the workers again")
     except (NoQuota, RateLimited) as error:

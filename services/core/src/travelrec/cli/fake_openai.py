@@ -35,9 +35,9 @@ def fake_openai(
         typer.Option(
             metavar="NAME[:SHARE]",
             help="Something that goes wrong, for all calls or a share of them (429:0.1); may be repeated. Names: "
-            "429, 429-no-retry-after, quota, 401, 500, 503, reset, hang, slow-drip, half-body, broken-json, "
-            "wrong-schema, refusal, length, content-filter, wrong-model, wrong-count, duplicates, empty-strings, "
-            "markup, no-json-schema.",
+            "429, 429-no-retry-after, quota, 401, 403, 500, 503, reset, hang, slow-drip, half-body, "
+            "broken-json, wrong-schema, refusal, length, content-filter, wrong-model, wrong-count, "
+            "duplicates, empty-strings, markup, no-json-schema.",
         ),
     ] = None,
     require_key: Annotated[

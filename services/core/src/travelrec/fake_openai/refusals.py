@@ -61,6 +61,8 @@ def by_status(status: int, retry_after_s: float) -> Refused:
     match status:
         case 401:
             return bad_key()
+        case 403:
+            return Refused(403, "You are not allowed to make this request.", code="permission_denied")
         case 429:
             return too_many(retry_after_s)
         case 503:
@@ -76,7 +78,7 @@ def by_status(status: int, retry_after_s: float) -> Refused:
 def by_fault(fault: str, model: str, retry_after_s: float) -> Refused | None:
     """Return the error that this fault answers with; None: the fault is no error of HTTP."""
     match fault:
-        case "429" | "401" | "500" | "503":
+        case "429" | "401" | "403" | "500" | "503":
             return by_status(int(fault), retry_after_s)
         case "429-no-retry-after":
             return too_many(None)

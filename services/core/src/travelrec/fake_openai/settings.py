@@ -10,6 +10,7 @@ FAULTS: Mapping[str, str] = MappingProxyType(
         "429-no-retry-after": "too many requests, without saying when to come back",
         "quota": "429 insufficient_quota: the account has no money left",
         "401": "the key is refused",
+        "403": "the key must not ask this",
         "500": "an error of the server",
         "503": "the model is overloaded",
         "reset": "the connection is reset before the answer",
