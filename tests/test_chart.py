@@ -288,20 +288,69 @@ class TestRendered:
     )
     def test_on_rabbitmq_the_queues_scale(self, values: str, variable: str) -> None:
         """Each queue of a role is a trigger that takes its address from the workers' own settings."""
-        manifests = rendered(*MINE, "--set", f"{values},workers.chat.enabled=true")
+        manifests = rendered(*MINE, "--set", f"{values},workers.join.enabled=true")
         configured = one(manifests, "ConfigMap", "travelrec")["data"]
         assert variable == "BROKER_URL" or "BROKER_URL" not in configured
         queues = []
-        for role, threshold in (("jobs", "4000"), ("chat", "1333")):
+        for role, threshold in (("jobs", "4000"), ("join", "12000")):
             for trigger in one(manifests, "ScaledObject", f"travelrec-worker-{role}")["spec"]["triggers"]:
                 assert trigger["type"] == "rabbitmq"
                 assert trigger["metadata"]["hostFromEnv"] == variable
                 assert trigger["metadata"]["value"] == threshold
                 queues.append(trigger["metadata"]["queueName"])
+        streams = sorted(SOURCES, key=lambda stream: stream.topic)
         assert queues == [
             *(queue_of(topic, topic) for topic in JOB_TOPICS),
-            queue_of(INCOMING_TOPIC, INCOMING_GROUP),
+            *(queue_of(stream.topic, group_of(stream)) for stream in streams),
         ]
+
+    @pytest.mark.parametrize("keda", ["true", "false"])
+    def test_on_rabbitmq_chat_is_one_pod(self, keda: str) -> None:
+        """Two that share a queue would mix up what a user says, also while one takes the other's place."""
+        roles = "workers.chat.enabled=true,workers.relay.enabled=true,settings.REDIS_URL=redis://r"
+        for broker, alone in (("amqp://rabbit", True), ("kafka://k:9092", False)):
+            more = f"{roles},autoscaling.keda={keda},settings.BROKER_URL={broker}"
+            manifests = rendered(*MINE, "--set", more)
+            for role in ("chat", "relay"):
+                spec = one(manifests, "Deployment", f"travelrec-worker-{role}")["spec"]
+                assert (spec.get("replicas"), spec["strategy"].get("type")) == (
+                    (1, "Recreate") if alone else (None, None)
+                )
+            scaled = {
+                m["metadata"]["name"]
+                for m in manifests
+                if m["kind"] in ("ScaledObject", "HorizontalPodAutoscaler")
+            }
+            assert ({"travelrec-worker-chat", "travelrec-worker-relay"} <= scaled) is not alone
+
+    def test_the_api_stays_in_its_service_without_the_store(self) -> None:
+        """Its pods are there to say 503; a release that never reached its store takes no other's place."""
+        (api,) = pods([one(rendered(*MINE), "Deployment", "travelrec-api")])["travelrec-api"]["containers"]
+        assert api["readinessProbe"]["httpGet"]["path"] == "/healthz"
+        assert api["startupProbe"]["httpGet"]["path"] == "/readyz"
+
+    @pytest.mark.parametrize("values", [MINE, KIND], ids=["mine", "kind"])
+    def test_the_hook_has_its_policy_before_it_runs(self, values: tuple[str, ...]) -> None:
+        """With those of the release before it might not reach a broker that has moved; and it has all settings."""
+        manifests = rendered(*values)
+        hooks = [one(manifests, kind, "travelrec-topics") for kind in ("NetworkPolicy", "Job")]
+        policy, job = (hook["metadata"]["annotations"] for hook in hooks)
+        assert policy["helm.sh/hook"] == job["helm.sh/hook"]
+        assert int(policy["helm.sh/hook-weight"]) < int(job.get("helm.sh/hook-weight", "0"))
+        given = {e["name"]: e["value"] for e in pods(manifests)["travelrec-topics"]["containers"][0]["env"]}
+        assert given == one(manifests, "ConfigMap", "travelrec")["data"]
+
+    @pytest.mark.parametrize("tag", [f"0.1.0@sha256:{'0' * 64}", "x" * 100])
+    def test_any_tag_is_a_version(self, tag: str) -> None:
+        """A digest is part of the image's name, and no label."""
+        for manifest in rendered(*MINE, "--set", f"image.tag={tag}"):
+            version = manifest["metadata"].get("labels", {}).get("app.kubernetes.io/version", "")
+            assert re.fullmatch(r"([A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)?", version)
+
+    def test_no_sleep_is_no_hook(self) -> None:
+        """Kubernetes before 1.33 refuses a sleep of 0 seconds."""
+        manifests = rendered(*MINE, "--set", "api.preStopSeconds=0")
+        assert "lifecycle" not in pods(manifests)["travelrec-api"]["containers"][0]
 
     @pytest.mark.parametrize(
         ("values", "brokers"),
@@ -467,6 +516,25 @@ class TestRendered:
             ((*MINE, "--set", "api.replica=3"), "at '/api': additional properties 'replica' not allowed"),
             ((*MINE, "--set", "settings.STORE_URL=postgres://p"), "at '/settings/STORE_URL'"),
             ((*MINE, "--set", "settings.OPENAI_API_KEY=sk-1"), "at '/settings/OPENAI_API_KEY'"),
+            (
+                (*MINE, "--set", "settings.OPENAI_FALLBACK_API_KEY=sk"),
+                "at '/settings/OPENAI_FALLBACK_API_KEY'",
+            ),
+            ((*MINE, "--set", "settings.CHAT_TOKEN_SECRET=s"), "at '/settings/CHAT_TOKEN_SECRET'"),
+            (
+                (*MINE, "--set", "settings.KAFKA_BOOTSTRAP_SERVERS=k:9092"),
+                "settings.KAFKA_BOOTSTRAP_SERVERS: here it is called BROKER_URL",
+            ),
+            (
+                (*MINE, "--set", "secrets.MONGODB_URL=mongodb://m"),
+                "settings.MONGODB_URL: here it is called STORE_URL",
+            ),
+            ((*MINE, "--set", "tasks.timeLimitSeconds=301"), "at '/tasks/timeLimitSeconds'"),
+            ((*MINE, "--set", "workers.jobs.timeLimitSeconds=3596"), "at '/workers/jobs/timeLimitSeconds'"),
+            (
+                (*MINE, "--set", "workers.join.enabled=true,workers.join.scaling.minReplicas=0"),
+                "workers.join.scaling.minReplicas: 1 at the least",
+            ),
             ((*MINE, "--set", "settings.MODLE_TIMEOUT=3"), "'MODLE_TIMEOUT'"),
             ((*MINE, "--set", "settings.MODEL_TIMEOUT=3"), "at '/settings/MODEL_TIMEOUT'"),
             ((*MINE, "--set", "settings.PORT=8000"), "at '/settings/PORT'"),

@@ -14,7 +14,7 @@ app.kubernetes.io/component: {{ .component }}
 
 {{- define "travelrec.labels" -}}
 {{ include "travelrec.selector" . }}
-app.kubernetes.io/version: {{ .root.Values.image.tag | default .root.Chart.AppVersion | quote }}
+app.kubernetes.io/version: {{ .root.Values.image.tag | default .root.Chart.AppVersion | regexReplaceAll "[^A-Za-z0-9_.-]" "_" | trunc 63 | trimAll "_.-" | quote }}
 app.kubernetes.io/part-of: travelrec
 app.kubernetes.io/managed-by: {{ .root.Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
@@ -55,12 +55,25 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 {{- end }}
 {{- end }}
 
+{{/* When the topics are made. */}}
+{{- define "travelrec.topicsHook" -}}
+{{ if or .Values.dev.enabled .Values.secrets }}post-install,post-upgrade{{ else }}pre-install,pre-upgrade{{ end }}
+{{- end }}
+
 {{- define "travelrec.offlineModel" -}}
 {{- and .Values.dev.enabled (not .Values.existingSecret) (not .Values.secrets.OPENAI_API_KEY) (not .Values.settings.OPENAI_BASE_URL) }}
 {{- end }}
 
 {{/* Fails, with what to do, where something needed is not named. */}}
 {{- define "travelrec.checked" -}}
+{{- range $alias, $name := dict "KAFKA_BOOTSTRAP_SERVERS" "BROKER_URL (kafka://host:9092)" "MONGODB_URL" "STORE_URL" }}
+{{- if or (get $.Values.settings $alias) (get $.Values.secrets $alias) }}
+{{- fail (printf "settings.%s: here it is called %s, as KEDA and the hook for the topics read it" $alias $name) }}
+{{- end }}
+{{- end }}
+{{- if and .Values.workers.join.enabled (eq 0 (int .Values.workers.join.scaling.minReplicas)) }}
+{{- fail "workers.join.scaling.minReplicas: 1 at the least, for who would tell of trips that are never whole?" }}
+{{- end }}
 {{- if and .Values.autoscaling.rabbitmqFromEnv .Values.settings.BROKER_URL }}
 {{- fail "autoscaling.rabbitmqFromEnv: is for a broker that only existingSecret names, and settings.BROKER_URL names one; leave one of them out" }}
 {{- end }}
@@ -88,6 +101,11 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 {{- else if or .Values.settings.RABBITMQ_URL .Values.secrets.RABBITMQ_URL }}RABBITMQ_URL
 {{- else }}{{ .Values.autoscaling.rabbitmqFromEnv }}
 {{- end }}
+{{- end }}
+
+{{/* Whether there must be one worker: RabbitMQ keeps no order between those who share a queue. (dict "root" $ "worker" $worker) */}}
+{{- define "travelrec.alone" -}}
+{{- if and (include "travelrec.rabbitmq" .root) (or (has "chat" .worker.roles) (has "relay" .worker.roles)) }}true{{ end }}
 {{- end }}
 
 {{/* host:port,… of Kafka, as KEDA takes it */}}

@@ -14,9 +14,9 @@ from travelrec.errors import BrokerUnavailable, StoreUnavailable
 from travelrec.job import Job, new_uid
 from travelrec.ports import Backlog as Seen
 from travelrec.ports import Group
-from travelrec.wire import JOBS_TOPIC, encode_job
+from travelrec.wire import INCOMING_GROUP, INCOMING_TOPIC, JOBS_TOPIC, Message, encode_job
 from travelrec_worker import backlog as backlogs
-from travelrec_worker.backlog import Backlog
+from travelrec_worker.backlog import Backlog, watch_lag
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(30)]
 
@@ -143,3 +143,17 @@ async def test_tokens_and_cost_are_counted_under_the_name_in_the_settings() -> N
     assert metrics.TOKENS.labels(name, "input")._value.get() == 1
     assert metrics.TOKENS.labels(name, "output")._value.get() == 1
     assert metrics.COST.labels(name)._value.get() == pytest.approx(8e-6)
+
+
+async def test_the_lag_of_a_chat_topic_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `chat` and `relay` have not taken; a broker that is away is asked again."""
+    monkeypatch.setattr(backlogs, "_EVERY_S", 0.01)
+    broker = Broker()
+    await broker.publish(INCOMING_TOPIC, [Message(b"1"), Message(b"2")])
+    broker.away = True
+    watching = asyncio.create_task(watch_lag(broker, INCOMING_TOPIC, INCOMING_GROUP))
+    await asyncio.sleep(0.05)
+    broker.away = False
+    lag = metrics.LAG.labels(INCOMING_TOPIC, "0")
+    await eventually(lambda: lag._value.get() == 2)
+    watching.cancel()

@@ -582,3 +582,27 @@ async def test_a_failed_message_lets_the_next_of_its_key_go_on() -> None:
         await eventually(lambda: world.handler.ended == ["good"])
     assert world.handler.begun == ["bad", "bad", "bad", "good"]
     assert await world.broker.left_over() == []
+
+
+async def test_what_comes_again_is_not_dropped_with_the_handler_it_waits_for() -> None:
+    """A handler of an earlier membership fails late: the messages that wait behind it are the next membership's."""
+    world = World(concurrency=10, held=True, in_key_order=True)
+    failures = iter([RuntimeError("late")])
+
+    def acknowledge(delivery: Delivery) -> None:
+        for failure in failures:
+            raise failure
+        delivery.acknowledge()
+
+    world.handler.acknowledges = acknowledge
+    await world.broker.send("1", "2", key="k")
+    async with world.running():
+        await eventually(lambda: world.handler.begun == ["1"])
+        world.broker.away = True
+        await eventually(lambda: world.broker.leaves == 1 or world.broker.joins > 1)
+        world.broker.away = False
+        limits = world.broker.limits
+        await eventually(lambda: limits[-1] == 10 - 3)  # both have come again, and wait
+        world.handler.go.set()
+        await eventually(lambda: world.handler.ended == ["1", "2"])
+    assert await world.broker.left_over() == []

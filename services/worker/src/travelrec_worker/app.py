@@ -31,7 +31,7 @@ from travelrec.wire import (
     Signal,
     topic_of,
 )
-from travelrec_worker.backlog import Backlog
+from travelrec_worker.backlog import Backlog, watch_lag
 from travelrec_worker.chat import Chat
 from travelrec_worker.engine import Engine
 from travelrec_worker.gate import Gate
@@ -291,11 +291,13 @@ async def _in_turn(
     )
     async with asyncio.TaskGroup() as background:
         running = background.create_task(engine.run(settings.grace_s))
+        watching = background.create_task(watch_lag(parts.broker, topic, group))
         try:
             yield engine
         finally:
             engine.stop()
             await asyncio.wait([running])
+            watching.cancel()
 
 
 _Role = Callable[[Settings, Parts, Gate, Progress], AbstractAsyncContextManager[Sequence[Engine]]]

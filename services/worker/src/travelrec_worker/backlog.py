@@ -56,9 +56,24 @@ class Backlog:
 
     async def _look_at_broker(self) -> None:
         for topic in JOB_TOPICS:
-            group = await self._broker.group(topic, topic)
-            for partition, lag in group.lag.items():
-                metrics.LAG.labels(topic, str(partition)).set(lag)
+            await show_lag(self._broker, topic, topic)
+
+
+async def watch_lag(broker: Broker, topic: str, group: str) -> None:
+    """Until cancelled: what `group` has not taken of `topic`."""
+    while True:
+        began = time.monotonic()
+        try:
+            await show_lag(broker, topic, group)
+        except Unavailable as error:
+            log.info("not there", dependency="broker", error=str(error))
+        await asyncio.sleep(_pause_s(time.monotonic() - began))
+
+
+async def show_lag(broker: Broker, topic: str, group: str) -> None:
+    """Asks for it once; raises `BrokerUnavailable`."""
+    for partition, lag in (await broker.group(topic, group)).lag.items():
+        metrics.LAG.labels(topic, str(partition)).set(lag)
 
 
 def _pause_s(took_s: float) -> float:

@@ -225,8 +225,10 @@ class Engine:
                 return True
             if tries < _TRIES and await self._stops_within(_RETRY_S * 2.0 ** (tries - 1)):
                 return False
-            if self._membership is not membership or self._must_pause:
-                return False  # it comes again, or has come to another
+            if self._must_pause:
+                return False  # it comes again
+            if self._membership is not membership:
+                return True  # it has come again, and waits behind this one if it came to this engine
         if self._given_up == _MOVED:
             log.error("all handlers fail: no more messages are moved away", topic=self._topic)
             self._must_pause = True

@@ -26,6 +26,7 @@ from travelrec.trips.entities import INCOMPLETE, JOINED, SOURCES, Stream
 from travelrec.trips.joining import Part, Waiting
 from travelrec.trips.ports import TripStore
 from travelrec.wire import JOINED_TOPIC, Message, dead_letter_topic
+from travelrec_worker.backlog import show_lag
 from travelrec_worker.progress import Progress
 from travelrec_worker.rejected import copied
 
@@ -221,9 +222,7 @@ class Join:
             try:
                 metrics.TRIPS_OPEN.set(await self._trips.open(_MOST_COUNTED))
                 for stream in SOURCES:
-                    group = await self._broker.group(stream.topic, group_of(stream))
-                    for partition, lag in group.lag.items():
-                        metrics.LAG.labels(stream.topic, str(partition)).set(lag)
+                    await show_lag(self._broker, stream.topic, group_of(stream))
             except Unavailable as error:
                 log.warning("trips not counted", error=str(error))
             await asyncio.sleep(_COUNT_S)
