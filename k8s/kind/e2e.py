@@ -1,6 +1,6 @@
 """Tries on a kind cluster made by up.sh what the chart promises: `python k8s/kind/e2e.py [STEP…]`, all by default.
 
-Needs kubectl and helm. A step that fails says what it saw and ends the run with exit code 1.
+Needs docker, kubectl and helm. A step that fails says what it saw and ends the run with exit code 1.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ NAMESPACE = "travelrec"
 WORKER = "deployment/travelrec-worker-jobs"
 COMPONENT = "app.kubernetes.io/component"
 SEASONS = ("spring", "summer", "autumn", "winter")
+_STORE_AWAY_S = 30.0
 KEYS = list(itertools.product(sorted(c.alpha_2 for c in pycountry.countries), SEASONS))
 
 
@@ -345,6 +346,37 @@ async def deleting(callers: Callers) -> str:
     )
 
 
+async def without_store(callers: Callers) -> str:
+    """While the store answers nobody the API does: 503, with when to come again; nothing is half-accepted."""
+    (store,) = await pods("mongo")
+    node = kubectl("get", "pod", store, "-o", "jsonpath={.spec.nodeName}")
+    (container,) = run("docker", "exec", node, "crictl", "ps", "--name", "mongo", "--quiet").split()
+    asked, began = Asked(), time.monotonic()
+    run("docker", "exec", node, "ctr", "--namespace", "k8s.io", "tasks", "pause", container)
+    try:
+        while (
+            time.monotonic() - began < _STORE_AWAY_S
+        ):  # long enough for a probe that asks the store to give up
+            await asyncio.gather(*(callers.accept(asked, *key) for key in KEYS[:3]))
+    finally:
+        run("docker", "exec", node, "ctr", "--namespace", "k8s.io", "tasks", "resume", container)
+    assert not asked.uids, asked.uids
+    others = [failure for failure in asked.failures if not failure.startswith("503 {'error': ")]
+    assert not others, others
+    again = Asked()
+
+    async def accepted() -> bool:
+        await callers.accept(again, *KEYS[0])
+        return bool(again.uids)
+
+    back_s = await until(accepted, 30, "the first request that is accepted again")
+    await callers.complete(again)
+    return (
+        f"{len(asked.failures)} requests in {_STORE_AWAY_S:.0f} s without a store: 503 each;"
+        f" accepted again after {back_s:.0f} s"
+    )
+
+
 async def uninstalling(_: Callers) -> str:
     """Nothing of the release stays."""
     await asyncio.to_thread(helm, "uninstall")
@@ -359,7 +391,10 @@ async def uninstalling(_: Callers) -> str:
     return f"nothing left after {gone_s:.0f} s"
 
 
-STEPS = {step.__name__: step for step in (policies, scaling, rolling, stopping, deleting, uninstalling)}
+STEPS = {
+    step.__name__: step
+    for step in (policies, scaling, rolling, stopping, deleting, without_store, uninstalling)
+}
 
 
 async def main(names: list[str]) -> None:
