@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
+from aiohttp import web
+from aiohttp.test_utils import RawTestServer
 
 from support import Registry, free_port, unique_name
 from travelrec.adapters.registry import HttpRegistry
@@ -116,7 +118,31 @@ async def test_a_registry_that_hangs_is_said_in_time(registry_server: Registry) 
 
 
 async def test_what_is_no_registry_is_said(registry_server: Registry) -> None:
-    """Another server's answers are told as they are."""
+    """Another server's answers are told as they are: a 404 of it says nothing about a schema."""
     async with HttpRegistry.opened(f"http://{registry_server.address}/nowhere", timeout_s=20.0) as registry:
+        for call in (registry.ping(), registry.schema(1), registry.register("s", '"string"')):
+            with pytest.raises(RegistryUnavailable, match="404"):
+                await call
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "default backend - 404",
+        '{"error_code": 404, "message": "HTTP 404 Not Found"}',
+        '{"message": "no route"}',
+        "[40403]",
+    ],
+)
+async def test_a_404_of_whoever_stands_before_the_registry_is_no_answer_of_it(body: str) -> None:
+    """An ingress, a proxy, a path that is not the API's: only `error_code` 404xx says that a schema is unknown."""
+
+    async def answer(_: web.BaseRequest) -> web.Response:
+        return web.Response(status=404, text=body)
+
+    async with (
+        RawTestServer(answer) as ingress,
+        HttpRegistry.opened(str(ingress.make_url("")), timeout_s=20.0) as registry,
+    ):
         with pytest.raises(RegistryUnavailable, match="404"):
-            await registry.ping()
+            await registry.schema(1)

@@ -18,6 +18,7 @@ _TYPE = "application/vnd.schemaregistry.v1+json"
 _TRIES = 3
 _PAUSE_S = 0.2
 _REFUSALS = (HTTPStatus.CONFLICT, HTTPStatus.UNPROCESSABLE_ENTITY)
+_UNKNOWN = range(40400, 40500)  # a registry's `error_code` where it has no such subject, version or schema
 _LEVELS = {
     "BACKWARD",
     "BACKWARD_TRANSITIVE",
@@ -112,7 +113,7 @@ class HttpRegistry:
             try:
                 async with self._http.request(method, self._url + place, json=body) as response:
                     answer = response.status, _json(await response.read())
-                if response.status < HTTPStatus.INTERNAL_SERVER_ERROR:
+                if response.status < HTTPStatus.INTERNAL_SERVER_ERROR and not _is_strange(*answer):
                     return answer
                 trouble = self._odd(*answer)
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -124,6 +125,12 @@ class HttpRegistry:
 
     def _odd(self, status: int, found: Json) -> RegistryUnavailable:
         return RegistryUnavailable(f"the schema registry answered {status}: {_said(found):.200}")
+
+
+def _is_strange(status: int, found: Json) -> bool:
+    """Whether it is a 404 of another: what stands before the registry, or a path that is none of its API."""
+    code = found.get("error_code") if isinstance(found, dict) else None
+    return status == HTTPStatus.NOT_FOUND and code not in _UNKNOWN
 
 
 def _json(body: bytes) -> Json:
