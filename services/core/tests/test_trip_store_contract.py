@@ -2,12 +2,15 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any  # the two drivers share their calls, not a type
 
 import pytest
 import pytest_asyncio
 
+from support import Mongo
 from travelrec.adapters.memory_trips import MemoryTripStore
 from travelrec.adapters.sqlite import SqliteStore
 from travelrec.adapters.sqlite_trips import SqliteTripStore
@@ -188,3 +191,71 @@ async def test_published_trips_are_forgotten_in_time(trips: TripStore) -> None:
     assert [trip.trip_id for trip in await add(trips, *whole("0"))] == ["0"], (
         "nothing is known of it any more"
     )
+
+
+class Interrupted:
+    """A collection that says before and after each of its writes how many such moments there were."""
+
+    def __init__(self, collection: Any, moment: Callable[[int], Awaitable[None]]) -> None:
+        self._collection = collection
+        self._moment = moment
+        self._moments = itertools.count()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._collection, name)
+
+    async def bulk_write(self, *arguments: Any, **options: Any) -> Any:
+        return await self._within(self._collection.bulk_write, *arguments, **options)
+
+    async def update_many(self, *arguments: Any, **options: Any) -> Any:
+        return await self._within(self._collection.update_many, *arguments, **options)
+
+    async def _within(self, write: Callable[..., Awaitable[Any]], *arguments: Any, **options: Any) -> Any:
+        await self._moment(next(self._moments))
+        done = await write(*arguments, **options)
+        await self._moment(next(self._moments))
+        return done
+
+
+class Killed(Exception):
+    """What ends a process, as far as its calls of the store go."""
+
+
+@pytest.mark.real("mongo")
+@pytest.mark.parametrize("driver", ["motor", "pymongo"])
+async def test_mongo_loses_no_news_when_a_worker_dies_while_it_closes(
+    mongo_server: Mongo, driver: str
+) -> None:
+    """A record that comes at any moment of the closing of an incomplete trip, whose worker is killed at the same
+    moment, at a later one or not at all, is given to its own call or is due."""
+    from travelrec.adapters.mongo import MongoStore
+    from travelrec.adapters.mongo_trips import MongoTripStore
+
+    moments = range(5)  # before, between and after the writes; more than there are
+    cases = [(comes, dies) for comes in moments for dies in range(comes, 6)]
+    async with MongoStore.opened(f"{mongo_server.url.rstrip('/')}/{new_uid()}", driver=driver) as mongo:
+        trips, dying = MongoTripStore(mongo), MongoTripStore(mongo)
+        await add(trips, *(part(f"{comes}/{dies}", "trip") for comes, dies in cases))
+        told: set[str] = set()
+        for taken in await trips.take_due("t", DUE, DUE + 10, 100):
+            comes, dies = map(int, taken.trip_id.split("/"))
+            came = False
+
+            async def moment(
+                number: int, id_: str = taken.trip_id, comes: int = comes, dies: int = dies
+            ) -> None:
+                nonlocal came
+                if number == comes:
+                    told.update(trip.trip_id for trip in await add(trips, part(id_, "driver"), now=DUE + 1))
+                    came = True
+                if number == dies:
+                    raise Killed
+
+            dying._trips = Interrupted(mongo.collection("trips"), moment)
+            with suppress(Killed):
+                await dying.close([taken], DUE + 2, KEPT)
+            if not came:
+                await moment(comes, dies=-1)
+        due = await trips.take_due("t2", DUE + 10, DUE + 20, 100)
+        told |= {trip.trip_id for trip in due if "driver" in trip.parts}
+        assert told == {f"{comes}/{dies}" for comes, dies in cases}

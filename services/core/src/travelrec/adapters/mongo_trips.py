@@ -83,7 +83,11 @@ class MongoTripStore:
         return int(done.matched_count)
 
     async def close(self, trips: Sequence[Waiting], now: float, keep_until: float) -> None:
-        """See `trips.ports.TripStore`."""
+        """See `trips.ports.TripStore`.
+
+        A trip that is told stays due until its news has been looked for, in case this process dies in between: what
+        comes once it is told is published by whoever adds it, what came before is found here.
+        """
         joined = [trip.trip_id for trip in trips if trip.joins]
         told = [trip for trip in trips if not trip.joins]
         with translated():
@@ -93,8 +97,8 @@ class MongoTripStore:
             if told:
                 await self._trips.bulk_write([_told(trip, keep_until) for trip in told], ordered=False)
                 standing = await self._find({"_id": {"$in": [trip.trip_id for trip in told]}})
-                if again := [trip.trip_id for trip in standing if trip.has_news]:
-                    await self._trips.update_many({"_id": {"$in": again}}, {"$set": {"due_at": now}})
+                if standing:
+                    await self._trips.bulk_write([_looked_at(trip, now) for trip in standing], ordered=False)
 
     async def purge(self, now: float, limit: int) -> int:
         """See `trips.ports.TripStore`."""
@@ -159,7 +163,12 @@ def _added(trip: Waiting, due_at: float) -> UpdateOne:
 
 def _told(trip: Waiting, keep_until: float) -> UpdateOne:
     changes = {"told": list(trip.parts), "keep_until": keep_until}
-    return UpdateOne({"_id": trip.trip_id}, {"$set": changes, "$unset": {"due_at": ""}})
+    return UpdateOne({"_id": trip.trip_id}, {"$set": changes})
+
+
+def _looked_at(trip: Waiting, now: float) -> UpdateOne:
+    changes = {"$set": {"due_at": now}} if trip.has_news else {"$unset": {"due_at": ""}}
+    return UpdateOne({"_id": trip.trip_id}, changes)
 
 
 def _trip(record: Mapping[str, Any]) -> Waiting:

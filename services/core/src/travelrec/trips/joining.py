@@ -106,7 +106,7 @@ def closed(trip: Waiting, standing: Waiting, now: float, keep_until: float) -> W
 
 def to_publish(trip: Waiting, token: str) -> bool:
     """Whether the call that has just added to `trip` under `token` is to publish it."""
-    return trip.has_news if trip.due_at is None else trip.token == token
+    return trip.has_news if trip.told or trip.due_at is None else trip.token == token
 
 
 def merged(trip: Waiting) -> dict[str, Value]:
