@@ -4,7 +4,7 @@ import asyncio
 import dataclasses
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 
@@ -15,13 +15,15 @@ import pytest_asyncio
 
 from support import eventually, unique_name
 from support.api import MEMORY, Api, running_api
+from travelrec.adapters.memory import MemoryBroker
 from travelrec.adapters.memory_chat import MemoryChatHistory
 from travelrec.chat.message import Piece
 from travelrec.chat.tokens import signed_token
 from travelrec.connect import opened_parts
-from travelrec.errors import HistoryUnavailable
+from travelrec.errors import BrokerUnavailable, HistoryUnavailable
 from travelrec.fake_openai import FakeSettings
 from travelrec.settings import Settings
+from travelrec.wire import Message
 from travelrec_worker.app import running_roles
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -377,6 +379,80 @@ async def test_the_conversation_is_known_to_the_model(api: Api, user: str) -> No
     plain = await api.get("/ws")
     assert plain.status == 404
     assert plain.json.keys() == {"error", "message"}
+
+
+# --- a broker that is away ------------------------------------------------------------------------------
+
+
+class Held(MemoryBroker):
+    """A broker that does not answer while its door is shut, and is `away` or not when it opens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.door = asyncio.Event()
+        self.away = False
+
+    async def publish(self, topic: str, messages: Sequence[Message]) -> None:
+        await self.door.wait()
+        if self.away:
+            raise BrokerUnavailable("away")
+        await super().publish(topic, messages)
+
+
+@asynccontextmanager
+async def held_up() -> AsyncIterator[tuple[Api, Held]]:
+    """An API whose broker has its door shut, and the roles of chat."""
+    broker = Held()
+    async with opened_parts(Settings(**MEMORY)) as opened:
+        parts = dataclasses.replace(opened, broker=broker)
+        async with running_api(parts=parts, model=FakeSettings(), roles=ROLES) as api:
+            yield api, broker
+
+
+async def test_a_connection_is_read_while_the_broker_does_not_answer(user: str) -> None:
+    """Twenty messages sent at once hold up neither each other's errors nor a pong, which is read behind them."""
+    async with held_up() as (api, broker), talking(api, user) as talk:
+        for number in range(20):
+            await talk.say(f"message {number}")
+        assert re.search("JSON", await talk.error("no frame"))
+        broker.away = True
+        broker.door.set()
+        for _ in range(20):
+            assert await talk.hear() == {"type": "error", "message": UNAVAILABLE, "userid": user}
+        broker.away = False
+        await talk.say("and now?")
+        assert (await talk.hear())["type"] == "response"
+
+
+async def test_one_failure_of_the_broker_is_enough_for_all_that_wait(user: str) -> None:
+    """What was said behind a message that the broker did not take is not tried in its turn, each for its time."""
+    async with held_up() as (api, broker), talking(api, user) as talk:
+        broker.away = True
+        for number in range(20):
+            await talk.say(f"message {number}")
+        await talk.error("no frame")
+        broker.door.set()
+        broker.door.clear()
+        for _ in range(20):
+            assert (await talk.hear(5))["message"] == UNAVAILABLE
+        broker.door.set()
+
+
+async def test_what_was_said_before_a_connection_is_closed_is_taken_over(user: str) -> None:
+    """In order, though the broker takes the first of it only afterwards."""
+    async with held_up() as (api, broker):
+        async with talking(api, user) as talk:
+            for content in ("one", "two", "three"):
+                await talk.say(content)
+            await talk.error("no frame")
+        broker.door.set()
+
+        async def answered() -> bool:
+            return len(await api.parts.chat.history.recent(user, 10)) == 6
+
+        await eventually(answered)
+        entries = await api.parts.chat.history.recent(user, 10)
+        assert [entry.content for entry in entries[::2]] == ["one", "two", "three"]
 
 
 # --- an answer in pieces --------------------------------------------------------------------------------

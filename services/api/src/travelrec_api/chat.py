@@ -41,6 +41,7 @@ _SEND_S = 10.0  # in which a reader must take a frame
 _LOOK_AGAIN_S = 15.0  # a bell may be lost
 _AWAY_S = 1.0
 _ANSWERED_KEPT = 10  # messages of which no piece is sent any more
+_AHEAD = 1_000  # messages that wait for the broker, before no more are read
 _RESTARTING = 1012
 _SLOW = 1008
 
@@ -68,6 +69,7 @@ class _Connection:
         self._position = position
         self._request_id = request_id
         self._ear = Ear(streamed=streamed)
+        self._said: asyncio.Queue[Said] = asyncio.Queue(_AHEAD)
         self._answered: deque[str] = deque(maxlen=_ANSWERED_KEPT)
 
     async def run(self) -> int | None:
@@ -76,6 +78,7 @@ class _Connection:
         reading = asyncio.create_task(self._read())
         tasks = [
             reading,
+            asyncio.create_task(self._publish()),
             asyncio.create_task(self._follow()),
             asyncio.create_task(self._chats.stopping.wait()),
         ]
@@ -97,18 +100,18 @@ class _Connection:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _read(self) -> None:
-        """Takes frame after frame; the next one is read when this one is done with."""
+        """Takes frame after frame, whatever the broker does: a pong may be behind them. Ends when all is published."""
         while True:
             event = await self._socket.receive()
             if event["type"] != "websocket.receive":
+                await self._said.join()
                 return
             error = await self._take(event)
             if error is not None:
-                metrics.CHAT_MESSAGES.labels("refused").inc()
-                await self._send(error_frame(error, self._userid))
+                await self._refuse(error)
 
     async def _take(self, event: Mapping[str, Any]) -> str | None:
-        """Hands one frame over to the broker; the error if it was not."""
+        """Puts what one frame says in line for the broker; the error if it does not."""
         text = event.get("text")
         if text is None:
             return "The message is not a text frame."
@@ -120,7 +123,23 @@ class _Connection:
         if wait_s > 0:
             metrics.CHAT_LIMITED.inc()
             return f"Rate limit exceeded. Try again in {math.ceil(wait_s)} seconds."
-        said = Said(id_ or new_uid(), self._userid, content, time.time())
+        await self._said.put(Said(id_ or new_uid(), self._userid, content, time.time()))
+        return None
+
+    async def _publish(self) -> None:
+        """Hands what was said over to the broker, in order; if it is away, it is so for all that waits."""
+        while True:
+            said = [await self._said.get()]
+            if not await self._hand_over(said[0]):
+                while not self._said.empty():
+                    said.append(self._said.get_nowait())
+                for _ in said:
+                    await self._refuse(UNAVAILABLE)
+            for _ in said:
+                self._said.task_done()
+
+    async def _hand_over(self, said: Said) -> bool:
+        """Whether the broker has taken a message over."""
         span = tracing.served("chat message", {}, {"travelrec.message": said.id})
         headers = {"request-id": self._request_id, **tracing.carried(span)}
         try:
@@ -130,11 +149,15 @@ class _Connection:
         except BrokerUnavailable as error:
             log.warning("message not taken over", error=str(error), request_id=self._request_id)
             tracing.failed(span, "BrokerUnavailable")
-            return UNAVAILABLE
+            return False
         finally:
             span.end()
         metrics.CHAT_MESSAGES.labels("accepted").inc()
-        return None
+        return True
+
+    async def _refuse(self, error: str) -> None:
+        metrics.CHAT_MESSAGES.labels("refused").inc()
+        await self._send(error_frame(error, self._userid))
 
     async def _follow(self) -> None:
         """Sends what the history has behind the position, and goes on when the bell rings or a piece is there."""
