@@ -128,6 +128,25 @@ def test_an_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
     assert read_settings().offline_model
 
 
+@pytest.mark.parametrize(
+    ("name", "url"),
+    [
+        ("BROKER_URL", "kafka://a, b:9092/"),
+        ("BROKER_URL", "kafka+ssl://[::1]:9092,[fe80::1%eth0]"),
+        ("BROKER_URL", "amqp://u:p%40@[::1]/v"),
+        ("SIGNAL_URL", "redis://my_redis"),
+        ("REDIS_URL", "redis://:p@localhost/0?socket_timeout=5"),
+        ("STORE_URL", "mongodb://u:p@a:27017,b:27018/db?replicaSet=r"),
+        ("OPENAI_BASE_URL", "https://u:p@münchen.example./v1?x=1"),
+        ("TASKS_PROVIDER_URL", "http://10.0.0.1"),
+    ],
+)
+def test_a_good_address_is_taken_as_it_is(name: str, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A port may be left out, and an IPv6 address stands in brackets."""
+    monkeypatch.setenv(name, url)
+    assert getattr(read_settings(), field_of(name)) == url
+
+
 BAD = {
     "MODEL_PRICES": ["ours", "ours=1", "ours=-1/2"],
     "BROKER_URL": [
@@ -138,21 +157,43 @@ BAD = {
         "foo",
         "kafka://u:p@h:9092",
         "kafka+ssl://u@h:9092",
+        "kafka://h:port",
+        "kafka://a:9092,b:port",
+        "kafka://a:9092,,b:9092",
+        "kafka://h:",
+        "kafka://h:9092/path",
+        "kafka://[::1",
+        "amqp://h:0",
+        "amqp://[::1",
+        "amqp://a,b",
     ],
-    "KAFKA_BOOTSTRAP_SERVERS": ["http://h:9092", "h", "u:p@h:9092", "h:9092,"],
+    "KAFKA_BOOTSTRAP_SERVERS": ["http://h:9092", "h", "u:p@h:9092", "h:9092,", "h:99999"],
     "STORE_URL": ["postgres://h/db", "sqlite://", "sqlite:///", "mongodb://", "file.db"],
     "MONGODB_URL": ["h/db"],
-    "SIGNAL_URL": ["redis", "mqtt://h", "kafka://", "redis://", "redis://h:port"],
+    "SIGNAL_URL": ["redis", "mqtt://h", "kafka://", "redis://", "redis://h:port", "redis://:6379"],
     "MONGO_DRIVER": ["beanie"],
     "KAFKA_PARTITIONS": ["0", "10001", "1.5"],
     "NEIGHBOUR_TIMEOUT": ["0", "-1", "301", "nan", "soon"],
-    "SCHEMA_REGISTRY_URL": ["localhost:8081", "ftp://r"],
+    "SCHEMA_REGISTRY_URL": ["localhost:8081", "ftp://r", "http://r:port"],
     "TRIPS_JOIN_WINDOW": ["0", "-1", "604801", "nan"],
-    "OPENAI_BASE_URL": ["localhost:8089", "ftp://h"],
-    "OPENAI_FALLBACK_BASE_URL": ["localhost:8090"],
+    "OPENAI_BASE_URL": [
+        "localhost:8089",
+        "ftp://h",
+        "http://",
+        "http:///v1",
+        "http://h:port",
+        "http://h:65536",
+        "http://[::1",
+        "http://[z]",
+        "http://a..b",
+        "http://a b",
+        "http://999.1.1.1",
+        "http://h/v1\n",
+    ],
+    "OPENAI_FALLBACK_BASE_URL": ["localhost:8090", "http://", "http://h:port", "http://[::1"],
     "MODEL_TIMEOUT": ["0", "3601", "nan"],
     "TASKS_PROVIDER": ["anthropic"],
-    "TASKS_PROVIDER_URL": ["localhost:8090"],
+    "TASKS_PROVIDER_URL": ["localhost:8090", "http://h:port"],
     "TASKS_RATE_LIMIT": ["0", "-1", "10001", "nan"],
     "TASKS_POLL_INTERVAL": ["0", "nan"],
     "TASKS_TIMEOUT": ["0", "301", "nan"],
@@ -160,19 +201,19 @@ BAD = {
     "CHAT_RATE_LIMIT": ["0", "x"],
     "CHAT_CONNECTIONS": ["0"],
     "CHAT_HISTORY_LIMIT": ["9"],
-    "CHAT_HISTORY_TTL": ["59", "nan"],
+    "CHAT_HISTORY_TTL": ["59", "nan", "inf", "1e9"],
     "CHAT_TIMEOUT": ["0", "3601", "nan"],
     "PORT": ["-1", "65536", "http", "3000.5", "nan"],
     "WEB_CONCURRENCY": ["0", "65"],
     "METRICS_PORT": ["65536"],
     "WORKER_CONCURRENCY": ["0", "10001"],
     "JOB_MAX_ATTEMPTS": ["0", "101"],
-    "JOB_DEADLINE": ["0", "-1", "nan"],
-    "JOB_RETENTION": ["3600", "nan"],
+    "JOB_DEADLINE": ["0", "-1", "nan", "inf", "1e9"],
+    "JOB_RETENTION": ["3600", "nan", "inf", "1e9"],
     "JOB_LEASE": ["0.5", "3601", "nan"],
     "SHUTDOWN_GRACE": ["-1", "3601", "nan"],
     "LOG_LEVEL": ["loud"],
-    "RECOMMENDATION_CACHE_TTL": ["-1", "nan"],
+    "RECOMMENDATION_CACHE_TTL": ["-1", "nan", "inf", "1e9"],
     "PREDICTION_MODEL": ["predict", "models:", ":predict"],
     "PREDICTION_CONCURRENCY": ["0", "1001"],
     "PREDICTION_LATENCY": ["-1", "nan"],
@@ -249,6 +290,27 @@ def test_env_file_is_read_and_the_environment_wins(tmp_path: Path, monkeypatch: 
     assert (read.port, read.host, read.broker_url) == (4000, "::1", "kafka://h:9092")
     assert read_settings(port=5000, host=None).port == 5000
     assert read_settings(host="127.0.0.2").host == "127.0.0.2"
+
+
+def test_a_bad_value_of_the_env_file_has_the_name_it_has_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """KAFKA_BOOTSTRAP_SERVERS is named where it is what counts, in whatever case, and not BROKER_URL."""
+    (tmp_path / ".env").write_text("kafka_bootstrap_servers=nope\nMONGODB_URL=nope\n")
+    monkeypatch.setenv("BROKER_URL", "")
+    with pytest.raises(BadSetting, match=r"^KAFKA_BOOTSTRAP_SERVERS: .*; MONGODB_URL: "):
+        read_settings()
+    monkeypatch.setenv("store_url", "nope")
+    with pytest.raises(BadSetting, match=r"; STORE_URL: "):
+        read_settings()
+
+
+def test_an_env_file_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    """One line, rather than the codec's words."""
+    (tmp_path / ".env").write_bytes(b"OPENAI_MODEL=caf\xe9\n")
+    with pytest.raises(BadSetting, match=r"^\.env: .*UTF-8") as bad:
+        read_settings()
+    assert bad.value.__suppress_context__
 
 
 def test_settings_do_not_change() -> None:

@@ -153,7 +153,9 @@ async def _chat(settings: Settings, store: Store) -> AsyncIterator[Chat | None]:
         raise _missing("REDIS_URL", "redis", "redis") from error
     if settings.redis_url:
         from travelrec.adapters.redis_chat import RedisChatHistory
+        from travelrec.adapters.redis_retry import refuse_bad_options
 
+        refuse_bad_options("REDIS_URL", settings.redis_url)
         opened = RedisChatHistory.opened(
             settings.redis_url,
             timeout_s=settings.neighbour_timeout_s,
@@ -228,9 +230,11 @@ async def _signals(settings: Settings, broker: Broker) -> AsyncIterator[Signals]
         return
     if url.startswith("redis"):
         try:
+            from travelrec.adapters.redis_retry import refuse_bad_options
             from travelrec.adapters.redis_signals import RedisSignals
         except ImportError as error:
             raise _missing("SIGNAL_URL", "redis", "redis") from error
+        refuse_bad_options("SIGNAL_URL", url)
         async with RedisSignals.opened(url, SIGNALS_TOPIC, timeout_s=settings.neighbour_timeout_s) as redis:
             yield redis
         return

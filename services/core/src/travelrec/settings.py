@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 import socket
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -18,7 +18,12 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    EnvSettingsSource,
+    SettingsConfigDict,
+)
 
 from travelrec.errors import BadSetting
 from travelrec.prices import Price, parse_prices, price_of
@@ -27,10 +32,17 @@ _SCHEMES = {
     "broker_url": ("memory", "kafka", "kafka+ssl", "amqp", "amqps"),
     "store_url": ("sqlite", "mongodb", "mongodb+srv", "memory"),
     "signal_url": ("memory", "kafka", "kafka+ssl", "amqp", "amqps", "redis", "rediss"),
+    "redis_url": ("redis", "rediss"),
+    "schema_registry_url": ("http", "https"),
+    "openai_base_url": ("http", "https"),
+    "openai_fallback_base_url": ("http", "https"),
+    "tasks_provider_url": ("http", "https"),
 }
-
+_TEN_YEARS_S = 10 * 365 * 86400.0
 
 _SERVERS = re.compile(r"\s*[^\s,/@]+:\d+(\s*,\s*[^\s,/@]+:\d+)*\s*")
+_NAME = re.compile(r"([\w-]{1,63}\.)*[\w-]{1,63}\.?")
+_FOUR_NUMBERS = re.compile(r"\d+(\.\d+){3}")
 
 
 def _kafka_url(value: object) -> object:
@@ -40,11 +52,28 @@ def _kafka_url(value: object) -> object:
     return value
 
 
-def _refuse_bad_port(url: str) -> None:
-    try:
-        urlsplit(url).port  # noqa: B018 - reading it is the test
-    except ValueError:
-        raise ValueError("the port is not a number up to 65535") from None
+def refuse_bad_servers(url: str) -> None:
+    """Raises `ValueError`, which repeats nothing of `url`, unless its host, or each of Kafka's, can be one."""
+    scheme, _, rest = url.partition("://")
+    place = re.split(r"[/?#]", rest, maxsplit=1)[0].rpartition("@")[2]
+    if not url.isprintable():
+        raise ValueError("a URL has no line breaks or other characters that can't be seen")
+    for server in place.split(",") if scheme.startswith("kafka") else [place]:
+        try:
+            parts = urlsplit(f"//{server.strip()}")
+            host = parts.hostname or ""
+            is_number = ":" in host or _FOUR_NUMBERS.fullmatch(host)
+            is_one = ip_address(host) if is_number else _NAME.fullmatch(host)
+        except ValueError:
+            is_one = None
+        if not is_one:
+            raise ValueError(f"{scheme}:// needs a host, as name:port or [address]:port")
+        try:
+            is_port = parts.port != 0 and not parts.netloc.endswith(":")
+        except ValueError:
+            is_port = False
+        if not is_port:
+            raise ValueError("the port is not a number from 1 to 65535")
 
 
 class Settings(BaseSettings):
@@ -138,6 +167,7 @@ class Settings(BaseSettings):
     recommendation_cache_ttl_s: float = Field(
         3600.0,
         ge=0,
+        le=_TEN_YEARS_S,
         validation_alias="RECOMMENDATION_CACHE_TTL",
         description="seconds an answer serves later requests for the same country and season; 0: never",
     )
@@ -187,6 +217,7 @@ class Settings(BaseSettings):
     chat_history_ttl_s: float = Field(
         30 * 86400.0,
         ge=60,
+        le=_TEN_YEARS_S,
         validation_alias="CHAT_HISTORY_TTL",
         description="seconds a history in Redis is kept after its last message",
     )
@@ -271,10 +302,18 @@ class Settings(BaseSettings):
         5, ge=1, le=100, validation_alias="JOB_MAX_ATTEMPTS", description="failed attempts before a job fails"
     )
     job_deadline_s: float = Field(
-        86400.0, gt=0, validation_alias="JOB_DEADLINE", description="seconds after which a pending job fails"
+        86400.0,
+        gt=0,
+        le=_TEN_YEARS_S,
+        validation_alias="JOB_DEADLINE",
+        description="seconds after which a pending job fails",
     )
     job_retention_s: float = Field(
-        7 * 86400.0, ge=86400, validation_alias="JOB_RETENTION", description="seconds an ended job is kept"
+        7 * 86400.0,
+        ge=86400,
+        le=_TEN_YEARS_S,
+        validation_alias="JOB_RETENTION",
+        description="seconds an ended job is kept",
     )
     lease_s: float = Field(
         30.0,
@@ -294,41 +333,28 @@ class Settings(BaseSettings):
         "info", validation_alias="LOG_LEVEL", description="the least level that is logged"
     )
 
-    @field_validator("broker_url", "store_url", "signal_url")
+    @field_validator(*_SCHEMES)
     @classmethod
-    def _known_scheme(cls, url: str, info: ValidationInfo) -> str:
+    def _an_address(cls, url: str | None, info: ValidationInfo) -> str | None:
+        if not url:
+            return url
         schemes = _SCHEMES[str(info.field_name)]
         scheme, found, rest = url.partition("://")
-        if url and (not found or scheme not in schemes):
+        if not found or scheme not in schemes:
             servers = ", or host:port,… for Kafka" if info.field_name == "broker_url" else ""
             raise ValueError(f"use one of {', '.join(f'{s}://' for s in schemes)}{servers}")
         if scheme == "sqlite" and not (rest.startswith("/") and rest.strip("/")):
             raise ValueError("sqlite:// needs a path: sqlite:///relative or sqlite:////absolute")
-        if url and scheme != "memory" and not rest.strip("/"):
-            raise ValueError(f"{scheme}:// needs a host")
+        if scheme.startswith("mongodb") and not rest.strip("/"):
+            raise ValueError(f"{scheme}:// needs a host")  # its driver looks at the rest
         if scheme.startswith("kafka") and "@" in rest:
             raise ValueError(
                 "Kafka with a user and a password is not supported; use kafka:// or kafka+ssl://"
             )
-        if scheme in ("amqp", "amqps", "redis", "rediss"):
-            _refuse_bad_port(url)
-        return url
-
-    @field_validator(
-        "openai_base_url", "openai_fallback_base_url", "tasks_provider_url", "schema_registry_url"
-    )
-    @classmethod
-    def _http(cls, url: str | None) -> str | None:
-        if url and not url.startswith(("http://", "https://")):
-            raise ValueError("use http:// or https://")
-        return url
-
-    @field_validator("redis_url")
-    @classmethod
-    def _redis(cls, url: str) -> str:
-        if url and not url.startswith(("redis://", "rediss://")):
-            raise ValueError("use redis:// or rediss://")
-        _refuse_bad_port(url)
+        if scheme.startswith("kafka") and not set(rest.rstrip("/")).isdisjoint("/?#"):
+            raise ValueError("nothing follows Kafka's servers; use kafka://host:port,…")
+        if scheme not in ("memory", "sqlite", "mongodb", "mongodb+srv"):
+            refuse_bad_servers(url)
         return url
 
     @field_validator("model_prices")
@@ -389,15 +415,18 @@ def read_settings(**given: Any) -> Settings:
     """The settings of this process; what a command was `given` wins. Raises `BadSetting`, naming each bad one."""
     try:
         return Settings(**{name: value for name, value in given.items() if value is not None})
+    except UnicodeDecodeError:
+        raise BadSetting(".env: is not text in UTF-8") from None
     except ValidationError as error:
         raise BadSetting("; ".join(_complaint(e) for e in error.errors(include_input=False))) from None
 
 
 def _complaint(error: Any) -> str:
     names = _names(str(error["loc"][0]))
-    name = next((n for n in names if n in os.environ), names[0])
+    sources = EnvSettingsSource(Settings), DotEnvSettingsSource(Settings)
+    is_set = (name for source in sources for name in names if name.lower() in source.env_vars)
     message = str(error["msg"]).removeprefix("Value error, ")
-    return f"{name}: {message[0].lower()}{message[1:]}"
+    return f"{next(is_set, names[0])}: {message[0].lower()}{message[1:]}"
 
 
 def _names(place: str) -> list[str]:

@@ -57,7 +57,7 @@ class SharedRateLimit:
             timeout=None,  # what waits for a connection is in our time-out too
         )
         storage = RedisStorage(
-            f"async+{url}",
+            "async+redis://",  # the pool knows the address
             implementation="redispy",
             key_prefix="travelrec:limit",
             connection_pool=pool,  # type: ignore[arg-type]  # what is handed through is typed too narrowly
