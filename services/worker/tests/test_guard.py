@@ -187,7 +187,7 @@ async def shut_behind_a_job(
         async with both.place(1.0) as place:
             place.failed("Bad release", final=True)
     job = asyncio.create_task(entered(both, guarded=True))
-    await eventually(lambda: both._waiting)
+    await eventually(lambda: before_the_gate(both) == 1)
     return both, job
 
 
@@ -199,12 +199,39 @@ async def test_the_guard_of_jobs_is_not_in_the_way_of_chat(monkeypatch: pytest.M
     assert both.guard.state is State.OPEN
     async with both.place(1.0, guarded=False), both.place(1.0, guarded=False):
         third = asyncio.create_task(entered(both, guarded=False))
-        await eventually(lambda: len(both._waiting) == 2)
+        await eventually(lambda: before_the_gate(both) == 2)
         assert not third.done()
     assert await third
     assert not both.intake.is_set()
     assert not job.done()
     job.cancel()
+
+
+def before_the_gate(both: gate.Gate) -> int:
+    """How many runs wait at the gate."""
+    return sum(map(len, both._waiting.values()))
+
+
+async def test_a_backlog_of_jobs_and_chats_take_turns() -> None:
+    """A chat waits for one job at most, a job for one chat; among their own who was let in before goes first."""
+    both = gate.Gate([World().model], 1, [("m", None)])
+    let_in: list[str] = []
+
+    async def run(name: str, *, guarded: bool, again: bool = False) -> None:
+        async with both.place(20.0, again=again, guarded=guarded):
+            let_in.append(name)
+
+    async with asyncio.TaskGroup() as runs:
+        async with both.place(1.0):
+            for name in ("job 1", "job 2", "job 3", "job 4"):
+                runs.create_task(run(name, guarded=True))
+            for name in ("chat 1", "chat 2"):
+                runs.create_task(run(name, guarded=False))
+            await eventually(lambda: before_the_gate(both) == 6)
+            runs.create_task(run("chat 0", guarded=False, again=True))
+            runs.create_task(run("job 0", guarded=True, again=True))
+            await eventually(lambda: before_the_gate(both) == 8)
+    assert let_in == ["chat 0", "job 0", "chat 1", "job 1", "chat 2", "job 2", "job 3", "job 4"]
 
 
 async def entered(both: gate.Gate, *, guarded: bool) -> bool:
@@ -236,7 +263,7 @@ async def test_a_short_pause_of_the_provider_is_waited_for_behind_an_open_guard(
         with pytest.raises(RateLimited):
             await place.ask(Question("s", "Country: Peru\nSeason: winter", "n", {}, 10), 1.0)
     waiting = [asyncio.create_task(entered(both, guarded=False)) for _ in range(3)]
-    await eventually(lambda: len(both._waiting) == 4)
+    await eventually(lambda: before_the_gate(both) == 4)
     assert await asyncio.gather(*waiting) == [True] * 3
     assert not job.done()
     job.cancel()

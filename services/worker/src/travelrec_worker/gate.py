@@ -1,4 +1,4 @@
-"""The gate before a worker's model calls: first come, first served, as fast as the providers allow and no faster.
+"""The gate before a worker's model calls: jobs and chats in turn, as fast as the providers allow and no faster.
 
 Each provider has a concurrency (AIMD), a pace (its headers) and a breaker, see `limits`. A run waits here for a
 place, then makes its calls through it. The second provider is asked while the first one's breaker is open, and in the
@@ -207,18 +207,11 @@ class Turn:
     left: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class _Waiting:
-    """A run before the gate."""
-
-    turn: asyncio.Future[Turn]
-    guarded: bool
-
-
 class Gate:
     """Lets runs in, `ceiling` at the most; `intake` is set while more work is of use.
 
-    The guard judges and holds up those that are `guarded`; it is in nobody else's way.
+    The guard judges and holds up those that are `guarded`, jobs; it is in nobody else's way. Where others wait too the
+    two take turns, and among their own who came first is first: behind a backlog of jobs a chat would come too late.
     `called` has the name of each model and what its tokens cost.
     """
 
@@ -238,7 +231,8 @@ class Gate:
         self.intake = asyncio.Event()
         self.intake.set()
         self._ceiling = ceiling
-        self._waiting: deque[_Waiting] = deque()
+        self._waiting: dict[bool, deque[asyncio.Future[Turn]]] = {True: deque(), False: deque()}  # by guarded
+        self._guarded_next = False  # where both wait
         self._shut_at = 0.0
         self._down_at = NEVER  # since when no provider is to be asked
         self._timer: asyncio.TimerHandle | None = None
@@ -255,12 +249,12 @@ class Gate:
     @property
     def is_alone(self) -> bool:
         """Whether no run waits, so that whoever failed would go first again."""
-        return all(waiting.turn.done() for waiting in self._waiting)
+        return all(turn.done() for line in self._waiting.values() for turn in line)
 
     def place(
         self, within_s: float, *, again: bool = False, guarded: bool = True, refused_at: float = NEVER
     ) -> Place:
-        """A place in turn, or before all others for a run that was let in `again`; see `Place`.
+        """A place in turn, or before all of its own for a run that was let in `again`; see `Place`.
 
         `refused_at` is when its job was first forbidden a call, by `time.monotonic`.
         """
@@ -275,15 +269,15 @@ class Gate:
             await asyncio.sleep(
                 0
             )  # a run that is let in at once, and fails at once, leaves the loop to the others
-        if not self._waiting:
+        if not any(self._waiting.values()):
             at, provider = self._next(now, guarded)
             if provider is not None and at <= now:
                 return self._let_in(provider, now, guarded)
         turn: asyncio.Future[Turn] = asyncio.get_running_loop().create_future()
         if again:
-            self._waiting.appendleft(_Waiting(turn, guarded))
+            self._waiting[guarded].appendleft(turn)
         else:
-            self._waiting.append(_Waiting(turn, guarded))
+            self._waiting[guarded].append(turn)
         self.turn()
         try:
             async with asyncio.timeout(within_s):
@@ -328,12 +322,11 @@ class Gate:
         """Lets in who may go, and sets the time for the next look."""
         now = time.monotonic()
         next_at = NEVER
-        while (waiting := self._first(now)) is not None:
-            next_at, provider = self._next(now, waiting.guarded)
+        while (guarded := self._whose_turn(now)) is not None:
+            next_at, provider = self._next(now, guarded)
             if provider is None or next_at > now:
                 break
-            self._waiting.remove(waiting)
-            waiting.turn.set_result(self._let_in(provider, now, waiting.guarded))
+            self._waiting[guarded].popleft().set_result(self._let_in(provider, now, guarded))
         down_until = min(provider.shut_until for provider in self.providers)
         self._down_at = min(self._down_at, now) if down_until > now else NEVER
         shut_until = max(self.guard.next_at(), down_until)
@@ -342,20 +335,19 @@ class Gate:
             next_at = min(next_at, shut_until)
         else:
             self.intake.set()
-        self._look_again(now, next_at if self._waiting else shut_until)
+        self._look_again(now, next_at if any(self._waiting.values()) else shut_until)
 
-    def _first(self, now: float) -> _Waiting | None:
-        """Whose turn it is: who has waited longest, of those that are not guarded while the guard holds up the rest."""
-        while self._waiting and self._waiting[0].turn.done():  # its run was cancelled
-            self._waiting.popleft()
-        if not self._waiting:
-            return None
-        if self.guard.next_at() > now:
-            passing = (each for each in self._waiting if not each.guarded and not each.turn.done())
-            return next(passing, self._waiting[0])
-        return self._waiting[0]
+    def _whose_turn(self, now: float) -> bool | None:
+        """Whether the next one is guarded; None if nobody waits. Those that the guard holds up wait for no turn."""
+        for line in self._waiting.values():
+            while line and line[0].done():  # its run was cancelled
+                line.popleft()
+        if all(self._waiting.values()):
+            return self._guarded_next and self.guard.next_at() <= now
+        return next((guarded for guarded, line in self._waiting.items() if line), None)
 
     def _let_in(self, provider: Provider, now: float, guarded: bool) -> Turn:
+        self._guarded_next = not guarded
         run = self.guard.let_in(now) if guarded else None
         if run is not None and run.probe:
             self._shown.set(self.guard.state)
@@ -384,19 +376,18 @@ class Gate:
             broken = all(provider.broken for provider in self.providers)
             guarded = self.guard.state is not State.CLOSED
             metrics.PAUSES.labels("guard" if guarded else "breaker" if broken else "rate limit").inc()
-        if now - self._shut_at >= _PATIENCE_S and len(self._waiting) > 1:
+        if now - self._shut_at >= _PATIENCE_S:
             everybody = now - self._down_at >= _PATIENCE_S
-            first = self._waiting[0]  # stays, to probe
-            for waiting in self._waiting:
-                if waiting is not first and not waiting.turn.done() and (everybody or waiting.guarded):
-                    waiting.turn.set_exception(Shut())
-            self._waiting = deque(waiting for waiting in self._waiting if not waiting.turn.done())
+            for guarded, line in self._waiting.items():
+                while len(line) > 1 and (everybody or guarded):  # the first stays, to probe
+                    if not (turn := line.pop()).done():
+                        turn.set_exception(Shut())
 
     def _look_again(self, now: float, at: float) -> None:
-        if not self.intake.is_set() and len(self._waiting) > 1:
+        if not self.intake.is_set() and any(len(line) > 1 for line in self._waiting.values()):
             ends = (since + _PATIENCE_S for since in (self._shut_at, self._down_at))
             at = min(at, *(end for end in ends if end > now), NEVER)
-        elif not self._waiting and at <= now:
+        elif not any(self._waiting.values()) and at <= now:
             at = NEVER
         if self._timer is not None and self._timer_at != at:
             self._timer.cancel()
