@@ -9,6 +9,7 @@ import pytest
 from aio_pika.abc import AbstractConnection
 
 from support import RabbitMQ, eventually, free_port, unique_name
+from travelrec.adapters import rabbitmq
 from travelrec.adapters.rabbitmq import RabbitBroker, RabbitSignals
 from travelrec.errors import BrokerUnavailable, SignalUnavailable
 from travelrec.job import Status, new_uid
@@ -178,6 +179,30 @@ async def test_looking_into_a_journal_costs_no_connection(
             found = await broker.group(topic, f"g{number}")
             assert sum(found.lag.values()) >= 300
     assert "CHANNEL_ERROR" not in caplog.text
+
+
+async def test_who_reads_slowly_misses_the_oldest(
+    rabbitmq_server: RabbitMQ, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No more is kept for one that does not keep up; that the connection was lost is told all the same."""
+    monkeypatch.setattr(rabbitmq, "_UNHEARD", 5)
+    topic, sent = unique_name("topic"), [f"{n}".encode() for n in range(200)]
+    async with rabbitmq_server.proxy() as network, AsyncExitStack() as stack:
+        broker = await stack.enter_async_context(RabbitBroker.opened(rabbitmq_server.url, timeout_s=10.0))
+        far_url = f"amqp://guest:guest@{network.address}/"
+        far = await stack.enter_async_context(RabbitBroker.opened(far_url, timeout_s=10.0))
+        slow = await stack.enter_async_context(far.tail(topic))
+        fast = await stack.enter_async_context(broker.tail(topic))
+        for value in sent:
+            await broker.publish(topic, [Message(value)])
+            assert (await anext(fast)).value == value
+        network.cut()
+        late: list[bytes] = []
+        with pytest.raises(BrokerUnavailable, match="lost"):
+            async for message in slow:
+                late.append(message.value)
+        assert late
+        assert sent[0] not in late
 
 
 @pytest.mark.real("rabbitmq")

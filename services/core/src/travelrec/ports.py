@@ -169,7 +169,7 @@ class Broker(Protocol):
     def tail(self, topic: str) -> AbstractAsyncContextManager[AsyncIterator[Message]]:
         """Every message of `topic` published from about now on, to everybody who asks; waits for a broker that
         is away. If it goes away later it is waited for, or `BrokerUnavailable` is raised where messages would be
-        missed meanwhile."""
+        missed meanwhile. Who reads too slowly misses the oldest."""
         ...
 
     async def oldest_waiting(self, topic: str, group: str) -> float | None:

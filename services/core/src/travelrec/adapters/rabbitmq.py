@@ -45,7 +45,7 @@ _READ_S = 5.0  # for the next message of a journal
 _COPIED = 500  # messages of a journal at a time
 _LOOKS = 20
 _LOOK_AGAIN_S = 0.01
-_UNHEARD = 10_000  # messages of signals for a listener that does not keep up
+_UNHEARD = 10_000  # messages for a listener that does not keep up, at the server and again here
 _KEY, _PUBLISHED_AT, _MARK = "x-key", "x-published-at", "x-mark"  # headers that are ours alone
 _PERSISTENT = 2
 _RETENTION_S = 7 * 86400.0  # of a journal, where nothing else is known
@@ -210,10 +210,15 @@ class RabbitBroker:
         self, exchange: str
     ) -> tuple[AbstractConnection, asyncio.Queue[DeliveredMessage | None]]:
         """A queue of its own is bound to `exchange` for as long as the connection stands; None says that it is lost."""
-        heard: asyncio.Queue[DeliveredMessage | None] = asyncio.Queue()
+        heard: asyncio.Queue[DeliveredMessage | None] = asyncio.Queue(_UNHEARD)
+
+        def keep(value: DeliveredMessage | None) -> None:
+            if heard.full():
+                heard.get_nowait()  # who is too slow misses the oldest
+            heard.put_nowait(value)
 
         async def hear(message: DeliveredMessage) -> None:
-            heard.put_nowait(message)
+            keep(message)
 
         async with asyncio.timeout(self._timeout_s):
             connection = await self._connected(exchange)
@@ -222,7 +227,7 @@ class RabbitBroker:
                 await _declare_exchange(channel, exchange)
                 queue = await channel.declare_queue(exclusive=True, arguments={"x-max-length": _UNHEARD})
                 await queue.bind(exchange)
-                channel.close_callbacks.add(lambda *_: heard.put_nowait(None))
+                channel.close_callbacks.add(lambda *_: keep(None))
                 await (await channel.get_underlay_channel()).basic_consume(queue.name, hear, no_ack=True)
             except BaseException:
                 await _closed(connection, 1.0)
