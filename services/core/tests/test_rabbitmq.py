@@ -198,9 +198,13 @@ async def test_who_reads_slowly_misses_the_oldest(
             assert (await anext(fast)).value == value
         network.cut()
         late: list[bytes] = []
-        with pytest.raises(BrokerUnavailable, match="lost"):
+
+        async def read_on() -> None:
             async for message in slow:
                 late.append(message.value)
+
+        with pytest.raises(BrokerUnavailable, match="lost"):
+            await read_on()
         assert late
         assert sent[0] not in late
 

@@ -1,10 +1,11 @@
 """Tasks without a store: the moves that are allowed, the times of submissions, and what is read of a third party."""
 
 import json
+import math
 from contextlib import suppress
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from travelrec.errors import InvalidInput
@@ -104,6 +105,20 @@ def test_no_second_has_more_than_the_limit(rate: float, pauses: list[tuple[float
         while times[first] <= at - 1 + 1e-6:
             first += 1
         assert last - first + 1 <= rate + 1
+
+
+@given(
+    rate=st.integers(1, 500) | st.floats(0.05, 500),
+    late=st.lists(st.floats(0, 1), min_size=2, max_size=600),
+)
+@example(rate=1, late=[1.0, 0.0])
+@example(rate=10, late=[1.0] + [0.0] * 10)
+@example(rate=500, late=[1.0] + [0.0] * 500)
+def test_no_second_has_more_calls_than_the_limit(rate: float, late: list[float]) -> None:
+    """Whichever of them are punctual and whichever as late as they may be: a limit that is no whole number is
+    rounded up."""
+    sent = sorted(n * pace.gap_s(rate) + share * pace.LATENESS_S for n, share in enumerate(late))
+    assert most_in_a_second(sent) <= math.ceil(rate)
 
 
 @given(

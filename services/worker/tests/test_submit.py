@@ -70,7 +70,7 @@ async def submitting(store: MemoryTaskStore, fake: FakeTasks, **given: object) -
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(submit, "_AWAY", RetryPolicy(base_s=0.05, cap_s=0.1))
     monkeypatch.setattr(submit, "_STORE_RETRY_S", 0.05)
-    monkeypatch.setattr(submit, "lateness_s", lambda _: 5.0)  # a busy machine is late; that is another test's
+    monkeypatch.setattr(submit, "LATENESS_S", 5.0)  # a busy machine is late; that is another test's
 
 
 async def test_tasks_are_submitted_in_order_and_become_in_progress() -> None:
@@ -256,7 +256,7 @@ async def test_a_time_that_has_passed_is_not_used(monkeypatch: pytest.MonkeyPatc
     """A replica that is late gives its tasks back rather than send them in a bunch."""
     store = Store()
     await store.has("1")
-    monkeypatch.setattr(submit, "lateness_s", lambda _: -1.0)
+    monkeypatch.setattr(submit, "LATENESS_S", -1.0)
     late = metrics.SUBMISSIONS.labels("late")._value
     before = late.get()
     async with running() as fake:

@@ -22,7 +22,7 @@ from travelrec.errors import (
 )
 from travelrec.job import new_uid
 from travelrec.retry import RetryPolicy
-from travelrec.tasks.pace import lateness_s
+from travelrec.tasks.pace import LATENESS_S
 from travelrec.tasks.ports import Taken, TaskStore, ThirdParty
 from travelrec.tasks.task import Again, Outcome, Rejected, Submission, Submitted, Task
 from travelrec_worker.progress import Progress
@@ -118,7 +118,7 @@ class Submitter:
         """Waits for the task's time, sends it, and writes down what came of it."""
         await self._stopped_within(at - time.time())
         now = time.time()
-        if self._stopping.is_set() or now < self._held_until or now - at > lateness_s(self._rate):
+        if self._stopping.is_set() or now < self._held_until or now - at > LATENESS_S:
             metrics.SUBMISSIONS.labels("late").inc()
             outcome: Outcome = Again(now, failed=False)
         else:

@@ -13,9 +13,8 @@ from dataclasses import dataclass, replace
 LEAD_S = 0.15  # from taking a task to the first time that it can have
 AHEAD_S = 0.8  # how far ahead times are given
 REFILL_S = 0.5  # so much before the last of them more are given
-SPARE = (
-    0.025  # share of the limit that is not used, so that calls that come a little late don't come too close
-)
+SPARE = 0.025  # share of the limit that is not used, so that calls may be a little late
+LATENESS_S = 0.025  # how late a time may still be used: no more than SPARE makes of a second
 MAX_TAKEN = 200  # tasks in one go
 LOCK_S = 2.0  # when a replica that died while it took tasks is followed by another
 
@@ -49,11 +48,6 @@ def gap_s(rate: float) -> float:
 def look_again_at(pace: Pace, now: float) -> float:
     """When there will be times to give again, after some have been given."""
     return max(pace.free_at - REFILL_S, pace.held_until - LEAD_S, now)
-
-
-def lateness_s(rate: float) -> float:
-    """How late a time may still be used: so little that no second has more than one above the limit."""
-    return min(max(0.6 / rate, 0.01), 0.05)
 
 
 def served_groups(groups: Iterable[str], last: str, count: int) -> list[str]:
