@@ -221,16 +221,15 @@ async def test_a_backlog_of_jobs_and_chats_take_turns() -> None:
         async with both.place(20.0, again=again, guarded=guarded):
             let_in.append(name)
 
-    async with asyncio.TaskGroup() as runs:
-        async with both.place(1.0):
-            for name in ("job 1", "job 2", "job 3", "job 4"):
-                runs.create_task(run(name, guarded=True))
-            for name in ("chat 1", "chat 2"):
-                runs.create_task(run(name, guarded=False))
-            await eventually(lambda: before_the_gate(both) == 6)
-            runs.create_task(run("chat 0", guarded=False, again=True))
-            runs.create_task(run("job 0", guarded=True, again=True))
-            await eventually(lambda: before_the_gate(both) == 8)
+    async with asyncio.TaskGroup() as runs, both.place(1.0):
+        for name in ("job 1", "job 2", "job 3", "job 4"):
+            runs.create_task(run(name, guarded=True))
+        for name in ("chat 1", "chat 2"):
+            runs.create_task(run(name, guarded=False))
+        await eventually(lambda: before_the_gate(both) == 6)
+        runs.create_task(run("chat 0", guarded=False, again=True))
+        runs.create_task(run("job 0", guarded=True, again=True))
+        await eventually(lambda: before_the_gate(both) == 8)
     assert let_in == ["chat 0", "job 0", "chat 1", "job 1", "chat 2", "job 2", "job 3", "job 4"]
 
 
