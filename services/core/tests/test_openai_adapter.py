@@ -216,6 +216,18 @@ async def test_what_is_asked_arrives() -> None:
     }
 
 
+async def test_a_model_that_thinks_gets_tokens_for_it() -> None:
+    """Besides those of the answer, whatever is asked."""
+    async with Server(completion(content="x")).running() as server:
+        opened = OpenAIModel.opened(
+            api_key=KEY, base_url=server.url, model="m", connections=1, reasoning_tokens=2_000
+        )
+        async with opened as asked:
+            await asked.ask(Question("Be brief.", "Où?", "places", {"type": "object"}, 321), LONG_S)
+            await asked.ask(Conversation("Be brief.", (), 100), LONG_S)
+    assert [body["max_completion_tokens"] for _, _, body in server.asked] == [2_321, 2_100]
+
+
 async def test_the_products_own_question_is_valid() -> None:
     """The offline model, which refuses what OpenAI's strict mode refuses, answers the real question."""
     async with running() as fake, model(fake.base_url) as asked:

@@ -62,6 +62,7 @@ GOOD: dict[str, tuple[str, object]] = {
     "OPENAI_MODEL": ("gpt-4.1-mini", "gpt-4.1-mini"),
     "OPENAI_FALLBACK_BASE_URL": ("http://127.0.0.1:8090/v1", "http://127.0.0.1:8090/v1"),
     "OPENAI_FALLBACK_MODEL": ("gpt-4.1-nano", "gpt-4.1-nano"),
+    "OPENAI_REASONING_TOKENS": ("2000", 2000),
     "MODEL_PRICES": ("ours=0.2/0.8", "ours=0.2/0.8"),
     "MODEL_TIMEOUT": ("20", 20.0),
     "TASKS_PROVIDER": ("openai-batch", "openai-batch"),

@@ -296,6 +296,7 @@ async def opened_models(settings: Settings) -> AsyncIterator[Sequence[ModelServe
                     base_url=base_url,
                     model=model,
                     connections=settings.worker_concurrency,
+                    reasoning_tokens=settings.reasoning_tokens,
                 )
             )
             for key, base_url, model in named

@@ -151,6 +151,13 @@ class Settings(BaseSettings):
     openai_fallback_model: str | None = Field(
         None, validation_alias="OPENAI_FALLBACK_MODEL", description="the second provider's or a second model"
     )
+    reasoning_tokens: int = Field(
+        0,
+        validation_alias="OPENAI_REASONING_TOKENS",
+        ge=0,
+        le=100_000,
+        description="tokens a call may use besides its answer's, for a model that thinks before it answers",
+    )
     model_prices: str = Field(
         "",
         validation_alias="MODEL_PRICES",

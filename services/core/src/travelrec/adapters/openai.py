@@ -60,8 +60,9 @@ class _Unstreamable(BadModelRequest):
 class OpenAIModel:
     """See `ports.Model`; made by `opened`."""
 
-    def __init__(self, client: AsyncOpenAI, model: str) -> None:
+    def __init__(self, client: AsyncOpenAI, model: str, reasoning_tokens: int = 0) -> None:
         self._client = client
+        self._reasoning_tokens = reasoning_tokens
         self._model = model
         self._formats: dict[str, Any] = {}
         self._form = _FORMS[0]
@@ -78,16 +79,19 @@ class OpenAIModel:
     @classmethod
     @asynccontextmanager
     async def opened(
-        cls, *, api_key: str, base_url: str | None, model: str, connections: int
+        cls, *, api_key: str, base_url: str | None, model: str, connections: int, reasoning_tokens: int = 0
     ) -> AsyncIterator[OpenAIModel]:
-        """A client with up to `connections` calls in flight; nothing is sent before the first `ask`."""
+        """A client with up to `connections` calls in flight; nothing is sent before the first `ask`.
+
+        Each call may use `reasoning_tokens` besides those of its answer.
+        """
         http = DefaultAioHttpClient(
             limits=openai.DEFAULT_CONNECTION_LIMITS.__class__(
                 max_connections=connections, max_keepalive_connections=connections
             )
         )
         async with AsyncOpenAI(api_key=api_key, base_url=base_url, max_retries=0, http_client=http) as client:
-            yield cls(client, model)
+            yield cls(client, model, reasoning_tokens)
 
     async def ask(self, asked: Question | Conversation, timeout_s: float) -> Answer:
         """See `ports.Model`. What the server can't do is found out once, and remembered."""
@@ -117,7 +121,7 @@ class OpenAIModel:
                 {"role": "system", "content": system},
                 {"role": "user", "content": question.user},
             ],
-            "max_completion_tokens": question.max_tokens,
+            "max_completion_tokens": question.max_tokens + self._reasoning_tokens,
         }
         if form == "json_schema":
             body["response_format"] = self._format(question)
@@ -131,7 +135,7 @@ class OpenAIModel:
         body = {
             "model": self._model,
             "messages": [{"role": "system", "content": conversation.system}, *said],
-            "max_completion_tokens": conversation.max_tokens,
+            "max_completion_tokens": conversation.max_tokens + self._reasoning_tokens,
         }
         ends_at = time.monotonic() + timeout_s
         answer = None
