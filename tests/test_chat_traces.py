@@ -15,6 +15,10 @@ pytestmark = [
     pytest.mark.real("kafka", "mongo", "redis"),
     pytest.mark.timeout(180),
 ]
+CALLER = {
+    "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+    "X-Request-ID": "a-handshake",
+}
 PARENTS = {
     f"publish {INCOMING_TOPIC}": "chat message",
     "chat": "chat message",
@@ -27,7 +31,7 @@ PARENTS = {
 async def test_a_message_is_one_trace_to_the_socket_that_gets_the_answer(
     kafka_server: Kafka, mongo_server: Mongo, redis_server: Redis
 ) -> None:
-    """The answer is sent by the other API, to which the user has another connection, in the same trace."""
+    """It goes on the handshake's; the answer is sent by the other API, to another connection of the user, in it too."""
     async with collecting() as collector:
         with Deployment(
             kafka_server,
@@ -43,7 +47,7 @@ async def test_a_message_is_one_trace_to_the_socket_that_gets_the_answer(
             one, other = (f"{url_of(api)}/ws" for api in deployment.apis)
             async with (
                 aiohttp.ClientSession() as http,
-                http.ws_connect(one, params=query) as speaking,
+                http.ws_connect(one, params=query, headers=CALLER) as speaking,
                 http.ws_connect(other, params=query) as listening,
             ):
                 said = {"type": "message", "content": "hello", "userid": query["userid"], "id": "mine"}
@@ -57,6 +61,8 @@ async def test_a_message_is_one_trace_to_the_socket_that_gets_the_answer(
 
             await eventually(lambda: bool(sent()), 20)
             (begun,) = [span for span in collector.spans if span.name == "chat message"]
+            assert CALLER["traceparent"] == f"00-{begun.trace_id}-{begun.parent_id}-01"
+            assert begun.attributes["travelrec.request_id"] == CALLER["X-Request-ID"]
             spans = await collector.trace(begun.trace_id, *PARENTS)
             assert begun.attributes["travelrec.message"] == "mine"
             assert {span.trace_id for span in sent()} == {begun.trace_id}

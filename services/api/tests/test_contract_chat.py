@@ -12,16 +12,18 @@ import aiohttp
 import jwt
 import pytest
 import pytest_asyncio
+import structlog
 
 from support import eventually, unique_name
 from support.api import MEMORY, Api, running_api
 from travelrec.adapters.memory import MemoryBroker
 from travelrec.adapters.memory_chat import MemoryChatHistory
-from travelrec.chat.message import Piece
+from travelrec.chat.message import Piece, Reply, Said
 from travelrec.chat.tokens import signed_token
 from travelrec.connect import opened_parts
 from travelrec.errors import BrokerUnavailable, HistoryUnavailable
 from travelrec.fake_openai import FakeSettings
+from travelrec.ports import Answer, Conversation, Question
 from travelrec.settings import Settings
 from travelrec.wire import Message
 from travelrec_worker.app import running_roles
@@ -106,6 +108,21 @@ async def refusal(api: Api, **query: str) -> aiohttp.WSServerHandshakeError:
 
 
 # --- the handshake --------------------------------------------------------------------------------------
+
+
+async def test_a_refused_handshake_is_logged_with_its_id(user: str) -> None:
+    """The caller's own, and the status: of a bad token, and of a process that has no place."""
+    query = {"userid": user, "token": "any"}
+    async with running_api(chat_connections=1) as api, talking(api, user):
+        with structlog.testing.capture_logs() as logs:
+            for given, request_id in ((query, "no-place"), ({"userid": user}, "no-token")):
+                with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+                    await api.http.ws_connect(
+                        f"{api.url}/ws", params=given, headers={"X-Request-ID": request_id}
+                    )
+                assert refused.value.headers["X-Request-ID"] == request_id
+    told = [(line["request_id"], line["status"]) for line in logs if line["event"] == "chat refused"]
+    assert told == [("no-place", 503), ("no-token", 403)]
 
 
 @pytest.mark.parametrize(
@@ -224,6 +241,18 @@ async def test_the_history_is_read_oldest_first(api: Api, user: str) -> None:
     assert found[-1] == answer
     assert await _history(api, user, limit="1") == found[-1:]
     assert await _history(api, user, limit="3") == found[-3:]
+
+
+async def test_failures_take_no_place_in_the_history(api: Api, user: str) -> None:
+    """`limit` counts what is shown: however many messages failed last, what was said before them is there."""
+    replies = [(f"message {number}", number > 0) for number in range(6)]
+    for content, failed in replies:
+        said = Said(content.replace(" ", "-"), user, content, 1.0)
+        await api.parts.chat.history.append(Reply(said, "an answer", 2.0, failed))
+    shown = ["message 0", "an answer", *(f"message {number}" for number in range(1, 6))]
+    for limit in range(1, 9):
+        found = await _history(api, user, limit=str(limit))
+        assert [entry["content"] for entry in found] == shown[-limit:]
 
 
 async def test_the_history_needs_the_users_token(api: Api, user: str) -> None:
@@ -379,6 +408,34 @@ async def test_the_conversation_is_known_to_the_model(api: Api, user: str) -> No
     plain = await api.get("/ws")
     assert plain.status == 404
     assert plain.json.keys() == {"error", "message"}
+
+
+class Mumbling:
+    """A model whose first answer is a control character."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    async def ask(self, asked: Question | Conversation, timeout_s: float) -> Answer:
+        self.asked += 1
+        return Answer("\x08" if self.asked == 1 else "Oslo.", "test", 1, 1)
+
+
+@pytest.mark.parametrize("attempts", [1, 2])
+async def test_an_answer_of_nothing_to_read_is_none(user: str, attempts: int) -> None:
+    """The model is asked again, or the message fails; the user hears of it."""
+    model = Mumbling()
+    settings = Settings(**MEMORY, max_attempts=attempts)
+    async with (
+        opened_parts(settings) as parts,
+        running_roles(ROLES, settings, parts, model),
+        running_api(parts=parts) as api,
+        talking(api, user) as talk,
+    ):
+        await talk.say("Where to?")
+        heard = await talk.hear()
+        assert (heard.get("content") or heard["message"]) == ("Oslo." if attempts > 1 else UNAVAILABLE)
+    assert model.asked == attempts
 
 
 # --- a broker that is away ------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from travelrec.errors import BrokerUnavailable, InvalidInput, Unavailable
 from travelrec.job import Json, new_uid
 from travelrec.wire import INCOMING_TOPIC
 from travelrec_api.chats import Chats, Ear
-from travelrec_api.edge import request_id_of
+from travelrec_api.edge import caller_of, request_id_of
 from travelrec_api.problems import RETRY_AFTER_S, Problem, answer, problem
 
 log = structlog.get_logger(__name__)
@@ -68,6 +68,7 @@ class _Connection:
         self._userid = userid
         self._position = position
         self._request_id = request_id
+        self._caller = caller_of(socket.scope)
         self._ear = Ear(streamed=streamed)
         self._said: asyncio.Queue[Said] = asyncio.Queue(_AHEAD)
         self._answered: deque[str] = deque(maxlen=_ANSWERED_KEPT)
@@ -140,7 +141,8 @@ class _Connection:
 
     async def _hand_over(self, said: Said) -> bool:
         """Whether the broker has taken a message over."""
-        span = tracing.served("chat message", {}, {"travelrec.message": said.id})
+        attributes = {"travelrec.message": said.id, "travelrec.request_id": self._request_id}
+        span = tracing.served("chat message", self._caller, attributes)
         headers = {"request-id": self._request_id, **tracing.carried(span)}
         try:
             with tracing.span(f"publish {INCOMING_TOPIC}", span, SpanKind.PRODUCER):
@@ -219,16 +221,16 @@ async def talk(socket: WebSocket) -> None:
         admitted = chats.admits(query.get("token", ""), userid)
         if not admitted or not chats.admits_origin(socket.headers.get("origin")):
             metrics.CHAT_REFUSED.inc()
-            await socket.send_denial_response(_forbidden(named))
+            await _deny(socket, _forbidden(named), request_id)
             return
     if chats is None or chats.full or chats.stopping.is_set():
-        await socket.send_denial_response(_unavailable(named))
+        await _deny(socket, _unavailable(named), request_id)
         return
     with chats.place():
         try:
             position = query.get("since") or await _end(chats.history, userid)
         except Unavailable:
-            await socket.send_denial_response(_unavailable(named))
+            await _deny(socket, _unavailable(named), request_id)
             return
         await socket.accept(headers=[(b"x-request-id", request_id.encode())])
         log.info("chat opened", request_id=request_id)
@@ -241,6 +243,11 @@ async def talk(socket: WebSocket) -> None:
         except (TimeoutError, WebSocketDisconnect, RuntimeError):
             pass  # it has gone, or does not read: the transport is closed behind this
     log.info("chat closed", request_id=request_id, code=code)
+
+
+async def _deny(socket: WebSocket, refusal: Response, request_id: str) -> None:
+    log.info("chat refused", request_id=request_id, status=refusal.status_code)
+    await socket.send_denial_response(refusal)
 
 
 @router.get("/ws", include_in_schema=False)
@@ -301,8 +308,9 @@ async def messages(request: Request) -> Response:
     limit = request.query_params.get("limit", "50")
     if not _NUMBER.fullmatch(limit) or not 1 <= int(limit) <= _MOST:
         raise InvalidInput("limit", f"limit: use a whole number from 1 to {_MOST}.")
-    entries = await chats.history.recent(userid, int(limit))
-    return answer(200, [shown(entry, userid) for entry in entries if entry.kind != "error"])
+    entries = await chats.history.recent(userid, 2 * int(limit))  # each error stands behind its message
+    read = [shown(entry, userid) for entry in entries if entry.kind != "error"]
+    return answer(200, read[-int(limit) :])
 
 
 def _forbidden(headers: Mapping[str, str]) -> Response:

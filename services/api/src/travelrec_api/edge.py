@@ -142,12 +142,16 @@ def _span(scope: Scope) -> Span:
         return INVALID_SPAN
     method = scope["method"] if scope["method"] in _METHODS else "_OTHER"
     attributes = {"http.request.method": method, "url.scheme": scope["scheme"], "url.path": scope["path"]}
-    caller = {
+    return tracing.served(f"{method} {scope['path']}", caller_of(scope), attributes)
+
+
+def caller_of(scope: Scope) -> dict[str, str]:
+    """The headers that carry the caller's own span."""
+    return {
         name.decode("latin-1"): value.decode("latin-1")
         for name, value in scope["headers"]
         if name in {b"traceparent", b"tracestate"}
     }
-    return tracing.served(f"{method} {scope['path']}", caller, attributes)
 
 
 def _end(span: Span, scope: Scope, status: int, seconds: float) -> None:

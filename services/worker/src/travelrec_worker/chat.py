@@ -16,6 +16,7 @@ from travelrec.chat.ports import ChatHistory
 from travelrec.chat.prompt import CONTEXT_ENTRIES, conversation
 from travelrec.chat.wire import decode_said, encode_reply, is_streamed
 from travelrec.errors import (
+    BrokenOutput,
     BrokerUnavailable,
     ModelError,
     NotTheJobsFault,
@@ -101,10 +102,9 @@ class Chat:
         try:
             if streamed:
                 async with previewed(self._history, said) as hear:
-                    answer = await self._ask(said, replace(asked, hear=hear))
+                    text = await self._ask(said, replace(asked, hear=hear))
             else:
-                answer = await self._ask(said, asked)
-            text = plain(answer)
+                text = await self._ask(said, asked)
         except (ModelError, Shut, TimeoutError) as error:
             title = error.title if isinstance(error, ModelError) else "Model timeout"
             self._replies["failed"].inc()
@@ -127,7 +127,9 @@ class Chat:
                     left_s = max(0.1, ends_at - time.monotonic())
                     call = place.ask(asked, left_s)
                     answer = await self._progress.within(left_s * 1.1, "chat", said.id, call)
-                    return answer.text
+                    if text := plain(answer.text):
+                        return text
+                    raise BrokenOutput("The model said nothing that can be read.")
             except NotTheJobsFault as error:
                 trouble = error
             except TryAgain as error:
