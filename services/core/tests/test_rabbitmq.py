@@ -5,12 +5,13 @@ import logging
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 
+import aio_pika
 import pytest
 from aio_pika.abc import AbstractConnection
 
 from support import RabbitMQ, eventually, free_port, unique_name
 from travelrec.adapters import rabbitmq
-from travelrec.adapters.rabbitmq import RabbitBroker, RabbitSignals
+from travelrec.adapters.rabbitmq import RabbitBroker, RabbitSignals, queue_of
 from travelrec.errors import BrokerUnavailable, SignalUnavailable
 from travelrec.job import Status, new_uid
 from travelrec.ports import Delivery, Subscription
@@ -124,12 +125,41 @@ async def test_nothing_is_lost_when_the_server_is_killed(new_rabbitmq: Callable[
             assert await subscription.take(100, 1.0) == []
 
 
-async def test_what_no_member_can_finish_becomes_a_dead_letter(rabbitmq_server: RabbitMQ) -> None:
-    """After 20 members that have left it, with its headers and its key; all that came with it goes on."""
+async def test_what_members_leave_again_and_again_stays(rabbitmq_server: RabbitMQ) -> None:
+    """A bad release joins and leaves for hours, each time with all that it was sent: none of that is lost to it."""
     topic = f"topic-{new_uid()}"
+    sent = {f"m{n}".encode() for n in range(5)}
     async with RabbitBroker.opened(rabbitmq_server.url, timeout_s=10.0) as broker:
+        await broker.publish(topic, [Message(value) for value in sent])
+        for _ in range(30):
+            async with broker.subscribe(topic, "g") as subscription:
+                taken = await take(subscription, 5)
+        assert {delivery.message.value for delivery in taken} == sent
+
+
+async def test_a_queue_that_was_made_otherwise_stays_as_it_is(rabbitmq_server: RabbitMQ) -> None:
+    """One with a limit of deliveries, as earlier releases made it, is published to and read; what is over its limit
+    is a dead letter, with its headers and its key."""
+    topic = f"topic-{new_uid()}"
+    arguments = {
+        "x-queue-type": "quorum",
+        "x-delivery-limit": 2,
+        "x-dead-letter-exchange": dead_letter_topic(topic),
+        "x-dead-letter-strategy": "at-least-once",
+        "x-overflow": "reject-publish",
+    }
+    connection = await aio_pika.connect(rabbitmq_server.url)
+    async with (
+        connection,
+        connection.channel() as channel,
+        RabbitBroker.opened(rabbitmq_server.url, timeout_s=10.0) as broker,
+    ):
+        await broker.publish(topic, [])
+        await broker.publish(dead_letter_topic(topic), [])
+        queue = await channel.declare_queue(queue_of(topic, "g"), durable=True, arguments=arguments)
+        await queue.bind(topic)
         await broker.publish(topic, [Message(b"bad", {"a": "b"}, "k")])
-        for _ in range(21):
+        for _ in range(3):
             async with broker.subscribe(topic, "g") as subscription:
                 assert await take(subscription, 1)
         await broker.publish(topic, [Message(b"good")])
@@ -138,6 +168,23 @@ async def test_what_no_member_can_finish_becomes_a_dead_letter(rabbitmq_server: 
         async with broker.subscribe(dead_letter_topic(topic), "looking") as subscription:
             (dead,) = await take(subscription, 1)
         assert dead.message == Message(b"bad", {"a": "b"}, "k")
+
+
+async def test_a_known_groups_queue_that_was_made_otherwise_is_published_to(
+    rabbitmq_server: RabbitMQ,
+) -> None:
+    """Whoever publishes makes what is missing, and only that."""
+    connection = await aio_pika.connect(rabbitmq_server.url)
+    async with (
+        connection,
+        connection.channel() as channel,
+        RabbitBroker.opened(rabbitmq_server.url, timeout_s=10.0) as broker,
+    ):
+        await channel.queue_delete(JOBS_TOPIC)
+        await channel.declare_queue(JOBS_TOPIC, durable=True, arguments={"x-queue-type": "quorum"})
+        await broker.publish(JOBS_TOPIC, [Message(b"x")])
+        assert sum((await broker.group(JOBS_TOPIC, JOBS_TOPIC)).lag.values()) == 1
+        await channel.queue_delete(JOBS_TOPIC)
 
 
 async def test_prefetch_bounds_what_a_member_holds(rabbitmq_server: RabbitMQ) -> None:

@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 _HEARTBEAT_S = 15
 _ACKNOWLEDGE_EVERY_S = 0.02
-_DELIVERIES = 20  # of one message, to members that are lost or leave: then it is a dead letter
+_DELIVERIES = 1_000_000  # of one message: as good as no limit, which not every version can be told
 _READ_S = 5.0  # for the next message of a journal
 _COPIED = 500  # messages of a journal at a time
 _LOOKS = 20
@@ -264,18 +264,20 @@ class RabbitBroker:
         if dead not in self._ensured:
             await self._declare_topic(channel, dead)
             self._ensured.add(dead)
-        queue = await channel.declare_queue(
-            queue_of(topic, group),
-            durable=True,
-            arguments={
-                "x-queue-type": "quorum",
-                "x-delivery-limit": _DELIVERIES,
-                "x-dead-letter-exchange": dead,
-                "x-dead-letter-strategy": "at-least-once",
-                "x-overflow": "reject-publish",  # which that strategy asks for
-            },
-        )
-        await queue.bind(topic)
+        name = queue_of(topic, group)
+        if await _count(await self._looking(), name) is None:  # what was made otherwise stays as it is
+            await channel.declare_queue(
+                name,
+                durable=True,
+                arguments={
+                    "x-queue-type": "quorum",
+                    "x-delivery-limit": _DELIVERIES,
+                    "x-dead-letter-exchange": dead,
+                    "x-dead-letter-strategy": "at-least-once",
+                    "x-overflow": "reject-publish",  # which that strategy asks for
+                },
+            )
+        await (await channel.get_queue(name, ensure=False)).bind(topic)
 
     async def _make_group(self, connection: AbstractConnection, topic: str, group: str) -> None:
         """Makes the group where it is new, and gives it what its topic's journal has."""
