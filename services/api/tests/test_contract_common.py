@@ -11,8 +11,9 @@ import pytest
 import pytest_asyncio
 import structlog
 from prometheus_client.parser import text_string_to_metric_families
+from yarl import URL
 
-from support import eventually, free_port
+from support import eventually, free_port, unique_name
 from support.api import ASK, raw_exchange, running_api
 from travelrec import metrics
 from travelrec.adapters.memory import MemoryBroker, MemorySignals, MemoryStore
@@ -361,6 +362,20 @@ async def test_a_body_over_64_kib_is_413(path):
         assert not api.parts.store.jobs
 
 
+@pytest.mark.parametrize("blanks", [" ", "\t", " \t "])
+async def test_blanks_behind_a_value_are_no_part_of_it(api, blanks):
+    """As HTTP has it: the limit holds, the request's id is kept, and a key is the same key."""
+    named = f"X-Request-ID: mine{blanks}\r\n"
+    long = f"POST /predict HTTP/1.1\r\nHost: x\r\n{named}Content-Length: {MAX_BODY_BYTES + 1}{blanks}\r\n\r\n"
+    head = await raw_exchange(api.url, long.encode())
+    assert head.startswith(b"HTTP/1.1 413 ")
+    assert b"\r\nx-request-id: mine\r\n" in head
+    key = unique_name()
+    uid = await api.ask(headers={"Idempotency-Key": key})
+    again = f"POST {ASK} HTTP/1.1\r\nHost: x\r\nIdempotency-Key: {key}{blanks}\r\n\r\n"
+    assert uid.encode() in await raw_exchange(api.url, again.encode())
+
+
 @pytest.mark.parametrize("chunked", [True, False])
 async def test_a_caller_who_sends_far_too_much_still_reads_the_413(api, chunked):
     """The connection is not reset under a body that is on its way."""
@@ -427,8 +442,21 @@ async def test_what_is_not_http_is_400_in_the_error_shape(api, line):
     assert re.search(rb"x-request-id: [0-9a-f]{32}", head.lower())
 
 
+@pytest.mark.parametrize(
+    "bad", ["Accept: */*\r\nno header\r\n", "A: \x01\r\n", "Transfer-Encoding: gzip\r\n"]
+)
+async def test_what_is_not_http_keeps_the_id_that_was_read(api, bad, caplog):
+    """The answer and the log line have the caller's X-Request-ID where it stood before what could not be read."""
+    sent = f"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Request-ID: mine\r\n{bad}\r\n"
+    head, _, _ = (await raw_exchange(api.url, sent.encode())).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert head.lower().count(b"\r\nx-request-id: mine\r\n") == 1
+    assert [record.request_id for record in caplog.records if record.name == "uvicorn.error"] == ["mine"]
+
+
 UPGRADE = "Connection: Upgrade\r\nUpgrade: websocket\r\n"
 KEY = "Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\nSec-WebSocket-Version: 13\r\n"
+HANDSHAKE = f"GET /ws?token=x&userid=a HTTP/1.1\r\nHost: x\r\n{UPGRADE}{KEY}"
 
 
 @pytest.mark.parametrize(
@@ -445,6 +473,12 @@ KEY = "Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\nSec-WebSocket-Version: 13\
         (f"POST /ws HTTP/1.1\r\nHost: x\r\n{UPGRADE}{KEY}\r\n", 405),
         (f"POST /predict HTTP/1.1\r\nHost: x\r\n{UPGRADE}Content-Length: 2\r\n\r\n{{}}", 422),
         ("GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n", 200),
+        (f"GET /ws?token=x&userid=a HTTP/1.1\r\nHost: x\r\n{UPGRADE}{KEY}{KEY}\r\n", 400),
+        (f"{HANDSHAKE}Sec-WebSocket-Protocol: ;;\r\n\r\n", 400),
+        (f"{HANDSHAKE}Sec-WebSocket-Version: 13\r\n\r\n", 400),
+        (f"{HANDSHAKE}Origin: http://a\r\nOrigin: http://b\r\n\r\n", 400),
+        (f"{HANDSHAKE}Upgrade: h2c\r\n\r\n", 400),
+        (HANDSHAKE.replace("1.1", "1.0") + "\r\n", 400),
     ],
 )
 async def test_what_asks_for_an_upgrade_has_an_answer(api, sent, status):
@@ -454,6 +488,68 @@ async def test_what_asks_for_an_upgrade_has_an_answer(api, sent, status):
     assert head.startswith(f"HTTP/1.1 {status} ".encode())
     assert re.search(rb"x-request-id: [0-9a-f]{32}", head.lower())
     assert status == 200 or json.loads(body).keys() >= ERROR_KEYS
+
+
+async def statuses(api, *pieces):
+    """Of all that one connection is told; a piece is sent when the one before has been read, then a last request."""
+    url = URL(api.url)
+    reader, writer = await asyncio.open_connection(url.host, url.port)
+    for piece in (*pieces, "GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"):
+        writer.write(piece.encode())
+        await writer.drain()
+        await api.get("/healthz")
+    async with asyncio.timeout(20):
+        seen = await reader.read()
+    writer.close()
+    await writer.wait_closed()
+    return [int(status) for status in re.findall(rb"HTTP/1.1 (\d+)", seen)]
+
+
+H2C = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
+
+
+@pytest.mark.parametrize("framing", ["same segment", "later segment", "chunked", "chunked later"])
+@pytest.mark.parametrize("asked", [H2C, UPGRADE, UPGRADE + KEY, H2C + "Expect: 100-continue\r\n"])
+async def test_a_body_is_read_whatever_upgrade_is_asked_for(api, asked, framing):
+    """An upgrade that is no WebSocket's handshake is not made, and the request is one as any other."""
+    body = json.dumps({"id": unique_name()})
+    chunked = framing.startswith("chunked")
+    length = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {len(body)}"
+    head = f"POST /api/tasks HTTP/1.1\r\nHost: x\r\n{asked}{length}\r\n\r\n"
+    sent = f"3\r\n{body[:3]}\r\n{len(body) - 3:x}\r\n{body[3:]}\r\n0\r\n\r\n" if chunked else body
+    pieces = [head, sent[:7], sent[7:]] if "later" in framing else [head + sent]
+    answered = [each for each in await statuses(api, *pieces) if each != 100]
+    assert answered == [201, 200]
+
+
+async def test_upgrades_that_are_not_made_can_be_pipelined(api):
+    """Each request has its own body, however many are sent at once, and the last word on the connection is kept."""
+    names = [unique_name() for _ in range(300)]
+    bodies = [json.dumps({"id": name}) for name in names]
+    sent = [
+        f"POST /api/tasks HTTP/1.1\r\nHost: x\r\n{UPGRADE}Content-Length: {len(body)}\r\n\r\n{body}"
+        for body in bodies
+    ]
+    assert await statuses(api, "".join(sent)) == [201] * len(names) + [200]
+    last = sent[0].replace("Connection: Upgrade", "Connection: close, Upgrade")
+    assert await statuses(api, last + "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n") == [409]
+
+
+@pytest.mark.parametrize("later", [True, False])
+async def test_a_body_never_becomes_a_request(api, later):
+    """What looks like a request in a body is only a body, also behind an `Upgrade`."""
+    victim = unique_name()
+    assert (await api.call("POST", "/api/tasks", json={"id": victim})).status == 201
+    body = f"DELETE /api/tasks/{victim} HTTP/1.1\r\nHost: x\r\n\r\n"
+    head = f"POST /predict HTTP/1.1\r\nHost: x\r\n{H2C}Content-Length: {len(body)}\r\n\r\n"
+    assert await statuses(api, *([head, body] if later else [head + body])) == [422, 200]
+    assert (await api.get(f"/api/tasks/{victim}")).status == 200
+
+
+async def test_connect_is_refused_and_ends_the_connection(api):
+    """What follows it would be a tunnel's, and is no request."""
+    sent = "CONNECT /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}"
+    assert await statuses(api, sent) == [405]
 
 
 @pytest.mark.parametrize(

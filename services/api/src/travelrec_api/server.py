@@ -7,30 +7,31 @@ lifespan's shutdown would never run: stream end < uvicorn's deadline < gunicorn'
 from __future__ import annotations
 
 import asyncio
-import base64
 import logging
 import os
 import socket
 from collections.abc import AsyncIterator, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from http import HTTPStatus
 from pathlib import Path
 from types import FrameType
 from typing import Any  # gunicorn ships no types
 
+import httptools
 import uvicorn
 from gunicorn.app.base import BaseApplication
 from gunicorn.glogging import Logger
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn_worker import UvicornWorker
-from websockets.http11 import MAX_LINE_LENGTH, MAX_NUM_HEADERS
+from websockets.http11 import Request
+from websockets.server import ServerProtocol
 
 from travelrec.settings import Settings
-from travelrec_api.edge import Edge, new_request_id
+from travelrec_api.edge import Edge, request_id_of
 from travelrec_api.problems import problem
 
 _STREAMS_S = 10
 _GUNICORN_S = 20
-_KEY_BYTES = 16  # of a WebSocket handshake
 _SOCKETS: dict[str, Any] = {
     "ws": "websockets-sansio",
     "ws_max_size": 4 * 1024 * 1024,  # so that what is merely too long is told so, and the connection stays
@@ -43,41 +44,84 @@ _SOCKETS: dict[str, Any] = {
 class Protocol(HttpToolsProtocol):
     """uvicorn's HTTP, which refuses in the common shape also what it can't read.
 
-    A handshake that `websockets` could not read, and would leave without an answer, is an ordinary request.
+    The only upgrade is a WebSocket's handshake. llhttp takes no body of a request that asks for any other, and takes
+    what follows for a request; so its head is read again as one that asks for none.
     """
 
-    def _should_upgrade(self) -> bool:
-        return super()._should_upgrade() and is_handshake(self.parser.get_method(), self.url, self.headers)
+    _handshake = False
+    _put_off = False
 
-    def _unsupported_upgrade_warning(self) -> None:
-        """Nothing: the request has its answer."""
+    def data_received(self, data: bytes) -> None:
+        """As uvicorn's, but for other upgrades."""
+        self._unset_keepalive_if_required()
+        rest = memoryview(data)
+        try:
+            while rest:
+                try:
+                    self.parser.feed_data(rest)
+                    return
+                except httptools.HttpParserUpgrade as upgrade:
+                    rest = rest[upgrade.args[0] :]
+                if self._handshake:
+                    self.handle_websocket_upgrade()
+                    return
+                if not self._put_off:  # CONNECT: what follows would be a tunnel's
+                    self.cycle.keep_alive = False
+                    return
+                kept = b"keep-alive" if self.parser.should_keep_alive() else b"close"
+                others = [(name, value) for name, value in self.headers if name != b"connection"]
+                head = self._head([*others, (b"connection", kept)])
+                self.parser = httptools.HttpRequestParser(self)  # as uvicorn's: that one is done at a `close`
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+                self.parser.feed_data(head)
+        except httptools.HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Blanks behind a value are none of it; llhttp leaves them."""
+        super().on_header(name, value.rstrip(b" \t"))
+
+    def on_headers_complete(self) -> None:
+        """Decides what becomes of a request that asks for an upgrade."""
+        asks = self.parser.should_upgrade()
+        self._handshake = asks and is_handshake(self.url, self._head(self.headers))
+        self._put_off = asks and not self._handshake and self.parser.get_method() != b"CONNECT"
+        if not self._put_off:
+            super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """Also called where the head alone was read."""
+        if not self._put_off:
+            super().on_message_complete()
+
+    def _should_upgrade(self) -> bool:
+        return self._handshake
+
+    def _head(self, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+        version = self.parser.get_http_version().encode()
+        line = b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, version)
+        return b"\r\n".join([line, *(b"%s: %s" % header for header in headers), b"", b""])
 
     def send_400_response(self, msg: str) -> None:
         """Called with what is wrong; the application never sees such a request."""
-        refused = problem(400, {"Connection": "close", "X-Request-ID": new_request_id().decode()})
+        request_id = request_id_of(self.scope or {"headers": ()})
+        self.logger.warning(msg, extra={"request_id": request_id})
+        refused = problem(400, {"Connection": "close", "X-Request-ID": request_id})
         headers = [*self.server_state.default_headers, *refused.raw_headers]
         head = [b"HTTP/1.1 400 Bad Request", *(b"%s: %s" % header for header in headers), b"", b""]
         self.transport.write(b"\r\n".join(head) + bytes(refused.body))
         self.transport.close()
 
 
-def is_handshake(method: bytes, url: bytes, headers: Sequence[tuple[bytes, bytes]]) -> bool:
-    """Whether a request that asks for a WebSocket is a handshake for `/ws`, within the limits of `websockets`."""
-    given = dict(headers)
-    try:
-        key = base64.b64decode(given.get(b"sec-websocket-key", b"").strip(), validate=True)
-    except ValueError:
+def is_handshake(url: bytes, head: bytes) -> bool:
+    """Whether a request that asks for an upgrade is for `/ws`, and `websockets` takes it."""
+    if url.partition(b"?")[0] != b"/ws":
         return False
-    lines = [len(b"GET  HTTP/1.1\r\n") + len(url), *(len(n) + len(v) + len(b": \r\n") for n, v in headers)]
-    return (
-        method == b"GET"
-        and url.partition(b"?")[0] == b"/ws"
-        and len(key) == _KEY_BYTES
-        and given.get(b"sec-websocket-version", b"").strip() == b"13"
-        and given.get(b"content-length", b"0") == b"0"
-        and b"transfer-encoding" not in given
-        and max(lines) <= MAX_LINE_LENGTH
-        and len(headers) <= MAX_NUM_HEADERS
+    server = ServerProtocol(logger=logging.getLogger("uvicorn.error"))
+    server.receive_data(head)
+    return any(
+        isinstance(event, Request) and server.accept(event).status_code == HTTPStatus.SWITCHING_PROTOCOLS
+        for event in server.events_received()
     )
 
 
