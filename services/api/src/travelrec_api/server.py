@@ -104,7 +104,7 @@ class Protocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Called with what is wrong; the application never sees such a request."""
-        request_id = request_id_of(self.scope or {"headers": ()})
+        request_id = request_id_of({"headers": self.headers or ()})
         self.logger.warning(msg, extra={"request_id": request_id})
         refused = problem(400, {"Connection": "close", "X-Request-ID": request_id})
         headers = [*self.server_state.default_headers, *refused.raw_headers]
