@@ -256,6 +256,34 @@ def test_a_taken_port_is_one_line(arguments, variable, tmp_path):
         assert (variable or "--port") in line
 
 
+DEPLOYED = {
+    "STORE_URL": "mongodb://127.0.0.1:1/x",
+    "BROKER_URL": "kafka://127.0.0.1:1",
+    "OPENAI_API_KEY": "x",
+    "PORT": "0",
+    "METRICS_PORT": "0",
+}
+
+
+@pytest.mark.parametrize("host", ["nosuch.invalid", "a..b", "192.0.2.1", "::nosuch"])
+@pytest.mark.parametrize("command", ["serve", "demo", "api", "worker"])
+def test_a_host_that_is_not_of_this_machine_is_named(command, host, run_here):
+    """Exit code 2: it is HOST that is wrong, and no other port would help."""
+    env = DEPLOYED if command in ("api", "worker") else {"PORT": "0"}
+    line = one_line(run_here(command, **env, HOST=host), 2)
+    assert re.search(rf"\bHOST\b.*: .*{re.escape(host)}", line)
+    assert "PORT" not in line
+
+
+@pytest.mark.parametrize("host", ["nosuch.invalid", "a..b", "192.0.2.1", "::nosuch"])
+@pytest.mark.parametrize("command", ["fake-openai", "fake-tasks"])
+def test_a_host_of_an_offline_server_is_named_too(command, host, run_here):
+    """Exit code 2, and the option."""
+    line = one_line(run_here(command, "--host", host, "--port", 0), 2)
+    assert "--host: " in line
+    assert host in line
+
+
 def test_a_second_serve_on_the_same_data_is_one_line(tmp_path):
     """Two processes on one SQLite file would each miss the other's jobs."""
     port, folder = free_port(), tmp_path / "data"

@@ -1,11 +1,12 @@
 """`travelrec fake-openai`: the offline model as a server of its own."""
 
 import asyncio
-import errno
 from collections.abc import Callable
 from typing import Annotated
 
 import typer
+
+from travelrec.cli.listening import not_listening
 
 
 def fake_openai(
@@ -70,10 +71,8 @@ def fake_openai(
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(serve_until_stopped(settings, host, port, say_ready))
-    except OSError as problem:
-        reason = "the port is taken" if problem.errno == errno.EADDRINUSE else problem.strerror or problem
-        typer.echo(f"Can't listen on {host}:{port}: {reason}. Try another --port.", err=True)
-        raise typer.Exit(1) from problem
+    except (OSError, UnicodeError) as problem:
+        raise not_listening(problem, host, port, "--port", "--host") from problem
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 from typing import Annotated
 
 import typer
+
+from travelrec.cli.listening import not_listening
 
 
 def fake_tasks(
@@ -44,7 +45,5 @@ def fake_tasks(
 
     try:
         asyncio.run(serve_until_stopped(settings, host, port, say_ready))
-    except OSError as problem:
-        reason = "the port is taken" if problem.errno == errno.EADDRINUSE else problem.strerror or problem
-        typer.echo(f"Can't listen on {host}:{port}: {reason}. Try another --port.", err=True)
-        raise typer.Exit(1) from problem
+    except (OSError, UnicodeError) as problem:
+        raise not_listening(problem, host, port, "--port", "--host") from problem

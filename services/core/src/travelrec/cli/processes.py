@@ -85,5 +85,5 @@ def worker(
         raise BadSetting(
             f"`travelrec worker` needs the package travelrec-worker ({error.name} is missing)"
         ) from error
-    free_or_exit(settings.host, settings.metrics_port, "METRICS_PORT").close()
+    free_or_exit(settings.host, settings.metrics_port, "METRICS_PORT", "HOST").close()
     uvloop.run(work(settings, roles or []))
