@@ -16,7 +16,7 @@ import pytest
 
 from support import Process, eventually, free_port
 from travelrec.cli import main
-from travelrec.cli.asking import http_url
+from travelrec.cli.addresses import http_url
 
 TRAVELREC = Path(sys.executable).with_name("travelrec")
 COMMANDS = ("demo", "serve", "api", "worker", "ask", "doctor", "top", "topics", "fake-openai", "fake-tasks")
@@ -136,6 +136,7 @@ def test_help_lists_every_command(run_here):
         (["api", "--port", "-1"], "PORT"),
         (["fake-openai", "--fault", "nope"], "nope"),
         (["fake-openai", "--error-rate", "2"], "--error-rate"),
+        (["fake-tasks", "--rate-limit", "0"], "--rate-limit"),
     ],
 )
 def test_bad_usage_is_one_clear_line(arguments, told, run_here):
@@ -361,11 +362,47 @@ def test_ask_says_when_no_api_answers(url, tmp_path):
     assert "travelrec serve" in line
 
 
-@pytest.mark.parametrize("command", [("ask", "Canada", "winter"), ("chat", "talk", "alice")])
-@pytest.mark.parametrize("url", ["nonsense", "ftp://h", "http://", "http://[::1", "http://h:port"])
-def test_what_can_be_no_address_is_bad_usage(command, url, tmp_path):
-    """Exit code 2, and no attempt."""
-    assert "use http://host:port" in one_line(ran(*command, "--url", url, cwd=tmp_path), 2)
+ASKING = {
+    "ask": ("ask", "Canada", "winter"),
+    "talk": ("chat", "talk", "alice"),
+    "top": ("top", "--once"),
+    "doctor": ("doctor",),
+    "schedule": ("trips", "schedule", "--with", "asyncio", "--for", "0.1"),
+}
+
+
+@pytest.mark.parametrize("command", ASKING.values(), ids=ASKING)
+@pytest.mark.parametrize(
+    "url", ["nonsense", "ftp://h", "http://", "http://[::1", f"http://u:{SECRET}@h:port", "http://a,b"]
+)
+def test_what_can_be_no_address_is_bad_usage(command, url, run_here):
+    """Exit code 2, and no attempt; a password is not said back."""
+    line = one_line(run_here(*command, "--url", url), 2)
+    assert line.startswith("travelrec: --url: use http://host:port")
+    assert SECRET not in line
+
+
+@pytest.mark.parametrize("command", ["ask", "top", "doctor"])
+def test_a_password_in_an_address_is_not_shown(command, tmp_path):
+    """Where nobody answers the address is named without it."""
+    address = f"127.0.0.1:{free_port()}"
+    code, out, err = ran(*ASKING[command], "--url", f"http://u:{SECRET}@{address}", cwd=tmp_path)
+    assert code == 1
+    assert f"http://{address}" in out + err
+    assert SECRET not in out + err
+
+
+def test_ask_takes_brackets_for_what_they_are(tmp_path):
+    """What is asked is text, not markup of the terminal."""
+    url = f"http://127.0.0.1:{free_port()}"
+    assert "travelrec serve" in one_line(ran("ask", "[/x]", "winter", "--url", url, cwd=tmp_path), 1)
+
+
+@pytest.mark.parametrize("scheduler", ["asyncio", "apscheduler"])
+@pytest.mark.parametrize("for_s", ["inf", "1e300", "nan"])
+def test_a_schedule_has_an_end(scheduler, for_s, run_here):
+    """Exit code 2 for one that has none, naming the option."""
+    assert "--for" in one_line(run_here("trips", "schedule", "--with", scheduler, "--for", for_s), 2)
 
 
 def test_the_address_of_a_chat_may_be_that_of_its_socket():
@@ -466,6 +503,14 @@ async def test_serve_without_settings_says_what_it_does(new_process, tmp_path):
     assert process.lines(re.escape(str(tmp_path / ".travelrec" / "travelrec.db")))
     assert process.lines("offline model")
     assert (tmp_path / ".travelrec" / "travelrec.db").exists()
+
+
+@pytest.mark.asyncio
+async def test_serve_names_a_folder_with_brackets_as_it_is(new_process, tmp_path):
+    """A path is text, not markup of the terminal."""
+    folder = tmp_path / "[" / "x] [red]"
+    async with serving(new_process, folder) as (process, _):
+        assert process.lines(re.escape(f"Jobs are kept in {folder / 'travelrec.db'},"))
 
 
 @pytest.mark.asyncio

@@ -49,6 +49,13 @@ async def test_list_shows_what_failed(tmp_path: Path) -> None:
     assert "Nothing failed" in run(path, "list", "--error", "Other").stdout
 
 
+async def test_an_error_with_brackets_is_shown_as_it_is(tmp_path: Path) -> None:
+    """It is text, not markup of the terminal."""
+    path = tmp_path / "jobs.db"
+    await failed(path, "[/x] [red]")
+    assert "[/x] [red]" in run(path, "list").stdout
+
+
 async def test_show_tells_the_whole_story(tmp_path: Path) -> None:
     """What was asked, and every attempt with its reason."""
     path = tmp_path / "jobs.db"

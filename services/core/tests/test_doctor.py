@@ -14,6 +14,7 @@ from support import Process, free_port
 from support.api import running_api
 from travelrec.adapters.memory import MemoryBroker, MemorySignals, MemoryStore
 from travelrec.cli.diagnosis import Finding, State, _of_backlog, _of_failed, _of_samples, diagnosed
+from travelrec.cli.doctor import _show
 from travelrec.cli.samples import Samples
 from travelrec.connect import Parts
 from travelrec.errors import StoreUnavailable
@@ -123,6 +124,13 @@ def test_what_failed_lately_is_counted_by_reason() -> None:
     assert finding.state is State.NOTICE
     assert finding.says == "7 jobs failed within the last hour: Model timeout (5), Model refused (2)"
     assert (finding.next or "").startswith("travelrec dead-letters list")
+
+
+def test_an_address_with_brackets_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    """It is text, not markup of the terminal, in its line and in the last one."""
+    url = "http://[fe80::1]:3000"
+    _show([Finding(url, State.TROUBLE, "no process of travelrec answers there")], [url])
+    assert capsys.readouterr().out.count(url) == 2
 
 
 def test_a_worker_tells_of_its_breaker() -> None:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from support import Process, eventually, free_port
 from support.api import running_api
@@ -57,6 +58,16 @@ def test_quantiles_are_of_what_came_in_between() -> None:
     above = Flow(before, {"a": histogram(le_1=10, le_2=10, le_inf=20)}, 1.0)
     assert above.quantile(0.5, "x") == 2.0
     assert math.isnan(Flow(before, before, 1.0).quantile(0.5, "x"))
+
+
+def test_addresses_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """Brackets are text, not markup; a password stays away."""
+    away = Samples((("travelrec_dependency_up", {"dependency": "[/x]"}, 0.0),))
+    Console().print(Flow({}, {"http://u:hunter2@[fe80::1]:3000": None, "http://b": away}, 1.0).shown())
+    out = capsys.readouterr().out
+    assert "http://[fe80::1]:3000" in out
+    assert "does not reach [/x]" in out
+    assert "hunter2" not in out
 
 
 @pytest.mark.asyncio

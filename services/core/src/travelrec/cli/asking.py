@@ -5,28 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from urllib.parse import urlsplit
 
 import aiohttp
 from rich.console import Console
+from rich.markup import escape
 
-from travelrec.errors import BadSetting, TravelrecError
+from travelrec.cli.addresses import http_url, shown
+from travelrec.errors import TravelrecError
 
 _TOTAL_S = 300.0
-
-
-def http_url(url: str) -> str:
-    """The address of an API as a user gives it; raises `BadSetting` if it can't be one."""
-    if url.startswith(("ws://", "wss://")):  # as chats have it
-        url = f"http{url.removeprefix('ws')}"
-    try:
-        parts = urlsplit(url)
-        is_one = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        is_one = False
-    if not is_one:
-        raise BadSetting(f"--url: use http://host:port, not {url[:60]!r}")
-    return url.rstrip("/")
 
 
 async def completed(
@@ -40,29 +27,30 @@ async def completed(
     began = time.monotonic()
     try:
         async with aiohttp.ClientSession(url, timeout=aiohttp.ClientTimeout(total=90.0)) as http:
-            with console.status(f"Asking about {country} in {season} …") as status:
+            with console.status(escape(f"Asking about {country} in {season} …")) as status:
                 asked = {"country": country, "season": season}
                 async with http.post("/recommendations", params=asked) as response:
                     body, headers = await response.json(), response.headers
                 if response.status != 202:  # noqa: PLR2004 - accepted
                     raise TravelrecError(f"{body.get('error')}: {body.get('message')}")
                 uid = body["uid"]
-                console.print(f"[dim]accepted as {uid} after {time.monotonic() - began:.3f} s[/dim]")
+                accepted = escape(f"accepted as {uid} after {time.monotonic() - began:.3f} s")
+                console.print(f"[dim]{accepted}[/dim]")
                 if verbose:
-                    console.print(
-                        f"[dim]request id {headers['X-Request-ID']}, {_trace(headers)}[/dim]", soft_wrap=True
-                    )
+                    ids = escape(f"request id {headers['X-Request-ID']}, {_trace(headers)}")
+                    console.print(f"[dim]{ids}[/dim]", soft_wrap=True)
                 status.update("The model is thinking …")
                 body = await _ended(http, uid, began)
     except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
         raise TravelrecError(
-            f"no API answers at {url} ({error or 'time-out'}); start one with `travelrec serve`, or give --url"
+            f"no API answers at {shown(url)} ({error or 'time-out'}); start one with `travelrec serve`, or give --url"
         ) from error
     if body["status"] != "completed":
         raise TravelrecError(f"{body.get('error', body['status'])}: {body['message']}")
     console.print(f"[dim]completed after {time.monotonic() - began:.2f} s[/dim]")
     out = Console()
-    out.print(f"[bold]{body['country']} in {body['season']}[/bold]", highlight=False, soft_wrap=True)
+    heading = escape(f"{body['country']} in {body['season']}")
+    out.print(f"[bold]{heading}[/bold]", highlight=False, soft_wrap=True)
     for number, text in enumerate(body["recommendations"], 1):
         out.print(f" {number}. {text}", highlight=False, markup=False, soft_wrap=True)
     return dict(body)

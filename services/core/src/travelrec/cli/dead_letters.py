@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from travelrec import tracing
@@ -88,7 +89,7 @@ async def _list(error: str | None, kind: str | None, since: float, limit: int, a
         table.add_column(name, no_wrap=True, overflow="ignore")
     for job in found:
         when = http_date(job.ended_at or 0.0)
-        table.add_row(job.uid, job.kind, when, job.error or "", str(len(job.tries)))
+        table.add_row(job.uid, job.kind, when, escape(job.error or ""), str(len(job.tries)))
     console = Console()
     console.width = max(console.width, _TABLE_COLUMNS)
     console.print(table if found else f"Nothing failed in the last {since:g} hours.")

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
+from travelrec.cli.addresses import shown
 from travelrec.cli.samples import Samples, scraped
 from travelrec.connect import Parts, opened_models, opened_parts
 from travelrec.errors import BadKey, Forbidden, ModelError, NoQuota, RateLimited, Unavailable
@@ -88,7 +89,7 @@ async def _of_store(parts: Parts, settings: Settings) -> tuple[Finding, Backlog 
         effect = "Requests are answered with 503, and results wait in the workers."
         return _away("store", settings.store_url, error, effect), None, []
     return (
-        Finding("store", State.FINE, f"answers at {_shown(settings.store_url)}"),
+        Finding("store", State.FINE, f"answers at {shown(settings.store_url)}"),
         backlog,
         _of_failed(Counter(job.error or "no reason" for job in failed)),
     )
@@ -104,7 +105,7 @@ async def _of_broker(parts: Parts, settings: Settings) -> tuple[Finding, Group |
     except (Unavailable, TimeoutError) as error:
         effect = "Requests are accepted, and are processed once it is back."
         return _away("broker", settings.broker_url, error, effect), None
-    return Finding("broker", State.FINE, f"answers at {_shown(settings.broker_url)}"), group
+    return Finding("broker", State.FINE, f"answers at {shown(settings.broker_url)}"), group
 
 
 async def _of_signals(parts: Parts, settings: Settings) -> list[Finding]:
@@ -113,7 +114,7 @@ async def _of_signals(parts: Parts, settings: Settings) -> list[Finding]:
         await _in_time(parts.signals.ping(), settings)
     except (Unavailable, TimeoutError) as error:
         return [_away("signals", url, error, "Whoever waits for a job hears of its end two seconds late.")]
-    return [Finding("signals", State.FINE, f"go over {_shown(url)}")]
+    return [Finding("signals", State.FINE, f"go over {shown(url)}")]
 
 
 async def _of_providers(settings: Settings) -> list[Finding]:
@@ -134,33 +135,33 @@ async def _of_providers(settings: Settings) -> list[Finding]:
 
 
 async def _of_provider(part: str, model: ModelServer, name: str, url: str, settings: Settings) -> Finding:
-    look = f"curl -sS -m 5 -H 'Authorization: Bearer '\"$OPENAI_API_KEY\" {_shown(url)}/models"
+    look = f"curl -sS -m 5 -H 'Authorization: Bearer '\"$OPENAI_API_KEY\" {shown(url)}/models"
     try:
         offered = await model.offered(settings.neighbour_timeout_s)
     except (BadKey, Forbidden):
-        says = f"rejects the API key at {_shown(url)}. Jobs wait; no attempt is counted."
+        says = f"rejects the API key at {shown(url)}. Jobs wait; no attempt is counted."
         return Finding(part, State.TROUBLE, says, "export OPENAI_API_KEY=…, and start the workers again")
     except (NoQuota, RateLimited) as error:
         return Finding(part, State.TROUBLE, f"has no more for us: {error} Jobs wait.", look)
     except ModelError as error:
-        says = f"gives no answer at {_shown(url)}: {error} Jobs wait, and are tried again."
+        says = f"gives no answer at {shown(url)}: {error} Jobs wait, and are tried again."
         return Finding(part, State.TROUBLE, says, look)
     if offered and name not in offered:
-        says = f"answers at {_shown(url)}, but does not list the model {name}"
+        says = f"answers at {shown(url)}, but does not list the model {name}"
         return Finding(part, State.NOTICE, says, look)
-    return Finding(part, State.FINE, f"answers at {_shown(url)}, and takes the key")
+    return Finding(part, State.FINE, f"answers at {shown(url)}, and takes the key")
 
 
 def _away(part: str, url: str, error: Exception, effect: str) -> Finding:
     """A neighbour that gave no answer; the adapter's own words are long and say it in the words of a library."""
-    first = _shown(url).partition("://")[2].partition(",")[0].partition("/")[0]
+    first = shown(url).partition("://")[2].partition(",")[0].partition("/")[0]
     address = urlsplit(f"//{first}")
     port = address.port or _PORTS.get(url.partition("://")[0], 0)
     words = " ".join(str(error).split())[:120] or "no answer in time"
     return Finding(
         part,
         State.TROUBLE,
-        f"gives no answer at {_shown(url)} ({words}). {effect}",
+        f"gives no answer at {shown(url)} ({words}). {effect}",
         f"nc -vz {address.hostname} {port}",
     )
 
@@ -209,7 +210,7 @@ def _of_failed(by_error: Counter[str]) -> list[Finding]:
 
 async def _of_processes(urls: Sequence[str], command: str) -> list[Finding]:
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5.0)) as http:
-        found = await asyncio.gather(*(_of_process(http, url.rstrip("/"), command) for url in urls))
+        found = await asyncio.gather(*(_of_process(http, url, command) for url in urls))
     return [finding for findings in found for finding in findings]
 
 
@@ -220,13 +221,13 @@ async def _of_process(http: aiohttp.ClientSession, url: str, command: str) -> li
         samples = await scraped(http, url)
         status, states = str(body["status"]), dict(body["dependencies"])
     except (aiohttp.ClientError, OSError, TimeoutError, ValueError, LookupError, TypeError):
-        return [Finding(url, State.TROUBLE, "no process of travelrec answers there", f"{command}")]
+        return [Finding(shown(url), State.TROUBLE, "no process of travelrec answers there", f"{command}")]
     missing = [name for name, state in states.items() if state != "ok"]
     if missing:
         says = f"is {status}: it does not reach {', '.join(missing)}"
-        findings = [Finding(url, State.TROUBLE, says, f"curl {url}/readyz")]
+        findings = [Finding(shown(url), State.TROUBLE, says, f"curl {shown(url)}/readyz")]
     else:
-        findings = [Finding(url, State.FINE, f"is {status}, and reaches {', '.join(states)}")]
+        findings = [Finding(shown(url), State.FINE, f"is {status}, and reaches {', '.join(states)}")]
     return [*findings, *_of_samples(url, samples)]
 
 
@@ -237,26 +238,20 @@ def _of_samples(url: str, samples: Samples) -> list[Finding]:
     if broken:
         says = f"does not ask the {' and the '.join(broken)} provider any more: its breaker is open"
         findings.append(
-            Finding(url, State.TROUBLE, says, "travelrec doctor, where the worker's settings are")
+            Finding(shown(url), State.TROUBLE, says, "travelrec doctor, where the worker's settings are")
         )
     waiting, oldest_s = (
         samples.total(name) for name in ("travelrec_jobs_waiting", "travelrec_oldest_waiting_seconds")
     )
     if oldest_s > OLD_S:
         says = f"{_counted(int(waiting), 'job')} not ended, the oldest accepted {_span(oldest_s)} ago"
-        findings.append(Finding("backlog", State.TROUBLE, says, f"travelrec top --url {url}"))
+        findings.append(Finding("backlog", State.TROUBLE, says, f"travelrec top --url {shown(url)}"))
     return findings
 
 
 async def _in_time(call: Awaitable[Answer], settings: Settings) -> Answer:
     async with asyncio.timeout(settings.neighbour_timeout_s + _SLACK_S):
         return await call
-
-
-def _shown(url: str) -> str:
-    """A URL without what may be secret in it."""
-    scheme, _, rest = url.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0]}"
 
 
 def _counted(number: int, name: str) -> str:

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from travelrec.cli.addresses import http_url
 from travelrec.cli.diagnosis import Finding, State, diagnosed
 from travelrec.settings import read_settings
 
@@ -26,8 +27,9 @@ def doctor(
 ) -> None:
     """Looks at store, broker, signals, provider and what waits; exits 0 when all is fine, 1 when there is trouble."""
     settings = read_settings()
+    urls = [http_url(one) for one in url or ()]
     logging.disable()  # what libraries complain of is said here in plain words
-    findings = asyncio.run(diagnosed(settings, url or []))
+    findings = asyncio.run(diagnosed(settings, urls))
     troubled = [finding.part for finding in findings if finding.state is State.TROUBLE]
     if as_json:
         print(json.dumps({"ok": not troubled, "findings": [asdict(f) for f in findings]}, ensure_ascii=False))  # noqa: T201 - this is the command line
@@ -45,4 +47,4 @@ def _show(findings: list[Finding], troubled: list[str]) -> None:
         if finding.next is not None:
             console.print(f"  {'':{width}}  → {escape(finding.next)}", highlight=False, soft_wrap=True)
     verdict = f"Trouble with: {', '.join(dict.fromkeys(troubled))}." if troubled else "All is fine."
-    console.print(verdict, style="bold", highlight=False, soft_wrap=True)
+    console.print(escape(verdict), style="bold", highlight=False, soft_wrap=True)

@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from travelrec.cli.asking import completed
 from travelrec.cli.listening import free_or_exit
@@ -80,7 +81,7 @@ def _run(main: object) -> None:
 
 async def _serve(settings: Settings, listening: socket.socket) -> None:
     async with _started(settings, listening) as (url, serving):
-        _say(f"Serving {url} (API, page; docs at {url}/docs). Ctrl-C ends it.")
+        _say(escape(f"Serving {url} (API, page; docs at {url}/docs). Ctrl-C ends it."))
         await serving
 
 
@@ -90,7 +91,7 @@ async def _demo(settings: Settings, listening: socket.socket, country: str, seas
         await completed(url, country, season, console)
         if once:
             return
-        _say(f"\nServing {url} (API, page; docs at {url}/docs). Ctrl-C ends it.")
+        _say(escape(f"\nServing {url} (API, page; docs at {url}/docs). Ctrl-C ends it."))
         await serving
 
 
@@ -114,7 +115,7 @@ async def _started(
         parts = await stack.enter_async_context(opened_parts(settings))
         edge = create_app(settings, parts)[1]
         if settings.store_url.startswith("sqlite:"):
-            _say(f"Jobs are kept in {settings.sqlite_path.absolute()}, for this process alone.")
+            _say(escape(f"Jobs are kept in {settings.sqlite_path.absolute()}, for this process alone."))
         if settings.offline_model:
             _say(f"[yellow]{_OFFLINE}[/yellow]")
             settings = await stack.enter_async_context(_with_offline_model(settings))

@@ -27,7 +27,9 @@ def fake_tasks(
     ] = 0.0,
     rate_limit: Annotated[
         float | None,
-        typer.Option(metavar="PER_SECOND", help="Submissions a second; more get 429 with Retry-After."),
+        typer.Option(
+            min=0.01, metavar="PER_SECOND", help="Submissions a second; more get 429 with Retry-After."
+        ),
     ] = None,
 ) -> None:
     """Serve an offline third party that takes tasks and moves them on, for trying out and for tests."""

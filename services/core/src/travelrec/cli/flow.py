@@ -8,9 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rich.console import Group
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from travelrec.cli.addresses import shown
 from travelrec.cli.samples import Samples
 
 _BREAKERS = ("closed", "probing", "open")
@@ -156,11 +158,12 @@ class Flow:
         table = Table(box=None, pad_edge=False, show_header=False)
         for url, samples in self.now.items():
             if samples is None:
-                table.add_row(url, "[red]no answer[/red]")
+                table.add_row(escape(shown(url)), "[red]no answer[/red]")
                 continue
             away = [labels["dependency"] for labels, up in samples.of("travelrec_dependency_up") if not up]
-            state = f"[red]does not reach {', '.join(away)}[/red]" if away else "[green]answers[/green]"
-            table.add_row(url, state)
+            missing = escape(", ".join(away))
+            state = f"[red]does not reach {missing}[/red]" if away else "[green]answers[/green]"
+            table.add_row(escape(shown(url)), state)
         return table
 
 

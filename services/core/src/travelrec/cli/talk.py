@@ -13,7 +13,7 @@ from typing import Any  # what a connection brings, or a line
 import aiohttp
 from rich.console import Console
 
-from travelrec.cli.asking import http_url
+from travelrec.cli.addresses import http_url, shown
 from travelrec.errors import TravelrecError
 from travelrec.job import new_uid
 
@@ -71,7 +71,7 @@ class Talk:
                 self._leave_off()
                 if not self._ended:
                     self._states.print(
-                        f"no connection to {self._url} ({trouble}), trying again in {wait_s:.1f} s"
+                        f"no connection to {shown(self._url)} ({trouble}), trying again in {wait_s:.1f} s"
                     )
                     await asyncio.sleep(wait_s)
                     wait_s = min(2 * wait_s, _LONGEST_WAIT_S)

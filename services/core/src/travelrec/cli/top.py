@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
+from travelrec.cli.addresses import http_url, shown
 from travelrec.cli.flow import Flow
 from travelrec.cli.samples import Samples, scraped
 from travelrec.errors import TravelrecError
@@ -35,7 +36,8 @@ def top(
 ) -> None:
     """Shows the flow of work from accept to answer, with rates, until q or Ctrl-C."""
     settings = read_settings()
-    urls = url or [f"http://localhost:{port}" for port in (settings.port, settings.metrics_port)]
+    urls = [http_url(one) for one in url or ()]
+    urls = urls or [f"http://localhost:{port}" for port in (settings.port, settings.metrics_port)]
     with suppress(KeyboardInterrupt):
         asyncio.run(_once(urls, every) if once else _live(urls, every))
 
@@ -74,7 +76,7 @@ async def _flows(urls: Sequence[str], every_s: float) -> AsyncGenerator[Flow, No
         before, then = await _looked(http, urls), time.monotonic()
         if not any(before.values()):
             raise TravelrecError(
-                f"nothing answers at {', '.join(urls)}; give the addresses of APIs and workers with --url"
+                f"nothing answers at {', '.join(map(shown, urls))}; give the addresses of APIs and workers with --url"
             )
         while True:
             await asyncio.sleep(every_s)
@@ -86,7 +88,7 @@ async def _flows(urls: Sequence[str], every_s: float) -> AsyncGenerator[Flow, No
 async def _looked(http: aiohttp.ClientSession, urls: Sequence[str]) -> dict[str, Samples | None]:
     async def look(url: str) -> Samples | None:
         try:
-            return await scraped(http, url.rstrip("/"))
+            return await scraped(http, url)
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
             return None
 

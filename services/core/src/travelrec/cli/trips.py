@@ -14,8 +14,10 @@ from typing import Annotated
 import aiohttp
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from travelrec.cli.addresses import http_url
 from travelrec.errors import BadSetting, Undecodable
 from travelrec.settings import Settings, read_settings
 
@@ -24,6 +26,7 @@ from travelrec.settings import Settings, read_settings
 app = typer.Typer(help="Made-up trips: make them on a schedule, watch them joined.", no_args_is_help=True)
 
 _CREATED = 201
+_LONGEST_S = 365 * 86400.0
 
 Url = Annotated[str, typer.Option(help="Where the API is.", envvar="TRAVELREC_URL")]
 
@@ -39,14 +42,16 @@ class Scheduler(StrEnum):
 def schedule(
     scheduler: Annotated[Scheduler, typer.Option("--with", help="What keeps the time.")],
     rate: Annotated[float, typer.Option(min=0.001, max=10_000, help="Trips a second.")] = 1.0,
-    for_s: Annotated[float, typer.Option("--for", min=0.1, metavar="SECONDS", help="How long.")] = 60.0,
+    for_s: Annotated[
+        float, typer.Option("--for", min=0.1, max=_LONGEST_S, metavar="SECONDS", help="How long.")
+    ] = 60.0,
     overlap: Annotated[int, typer.Option(min=1, max=1000, help="Requests under way at once, at most.")] = 50,
     url: Url = "http://localhost:3000",
 ) -> int:
     """Has the API generate a trip so many times a second, and tells how well that went."""
     logging.getLogger("apscheduler").setLevel(logging.ERROR)  # what is missed is told at the end
     with suppress(KeyboardInterrupt):
-        return asyncio.run(_scheduled(scheduler.value, rate, for_s, overlap, url))
+        return asyncio.run(_scheduled(scheduler.value, rate, for_s, overlap, http_url(url)))
     return 130
 
 
@@ -60,7 +65,7 @@ async def _scheduled(scheduler: str, rate: float, for_s: float, overlap: int, ur
 
         async def tick() -> None:
             try:
-                async with http.post(f"{url.rstrip('/')}/api/generate-trip") as response:
+                async with http.post(f"{url}/api/generate-trip") as response:
                     await response.read()
                     answers[str(response.status)] += 1
             except (aiohttp.ClientError, OSError, TimeoutError) as error:
@@ -75,7 +80,7 @@ async def _scheduled(scheduler: str, rate: float, for_s: float, overlap: int, ur
         ("jitter", f"p50 {1000 * ticks.jitter_s(0.5):.2f} ms, p99 {1000 * ticks.jitter_s(0.99):.2f} ms"),
         ("drift", f"{1000 * ticks.drift_s:.1f} ms at the end"),
         *(
-            (f"not made: {answer}", str(count))
+            (escape(f"not made: {answer}"), str(count))
             for answer, count in answers.items()
             if answer != str(_CREATED)
         ),
