@@ -181,6 +181,23 @@ async def test_deleted_is_gone(store: TaskStore) -> None:
     assert await store.delete("1")
 
 
+async def test_a_kept_task_is_not_found_by_its_old_uid(store: TaskStore) -> None:
+    """It stays what it is, where it is in the order, and under its lease; only that of the uid is kept."""
+    first, second = await made(store, "1", "2")
+    assert not await store.keep("1", second.uid)
+    assert not await store.keep("3", first.uid)
+    assert await store.keep("1", first.uid)
+    assert not await store.keep("1", first.uid)
+    assert not await store.delete("1", first.uid)
+    kept = await read(store, "1")
+    assert kept == replace(first, uid=kept.uid)
+    assert [task.id for task in await store.page(None, None, 9)] == ["1", "2"]
+    ((_, leased), _) = await taken(store, token="t")
+    assert await store.keep("1", leased.uid)
+    await store.settle([Submission("1", "t", Submitted())])
+    assert (await read(store, "1")).status is IN_PROGRESS
+
+
 async def test_counts_are_of_each_status(store: TaskStore) -> None:
     """How many there are."""
     await made(store, "1", "2", "3")
@@ -426,6 +443,7 @@ async def test_a_store_that_is_away_says_so() -> None:
             store.page(None, None, 1),
             store.change("1", Change(COMPLETED), NOW),
             store.delete("1"),
+            store.keep("1", "u"),
             store.take("t", NOW, 30.0, RATE, 1),
             store.settle([Submission("1", "t", Submitted())]),
             store.hold(NOW),

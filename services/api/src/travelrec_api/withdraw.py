@@ -29,6 +29,13 @@ class Creator:
         for uid, (id_, _) in list(self._unsure.items()):
             if id_ == task.id:  # the caller asks again
                 await self._tasks.delete(id_, uid)
+        while not await self._created(task):
+            standing = await self._tasks.get(task.id)
+            if standing is not None and await self._tasks.keep(task.id, standing.uid):
+                return False  # and no other replica withdraws what is said to exist here
+        return True
+
+    async def _created(self, task: Task) -> bool:
         try:
             return await self._tasks.create(task)
         except StoreUnavailable:

@@ -52,6 +52,14 @@ class MemoryTaskStore:
         del self.tasks[id_]
         return True
 
+    async def keep(self, id_: str, uid: str) -> bool:
+        """See `tasks.ports.TaskStore`."""
+        task = self.tasks.get(id_)
+        if task is None or uid != task.uid:
+            return False
+        self.tasks[id_] = replace(task, uid=moves.kept(uid))
+        return True
+
     async def take(self, token: str, now: float, lease_s: float, rate: float, limit: int) -> Taken:
         """See `tasks.ports.TaskStore`."""
         times = pace.free_times(self._pace, now, rate, limit)

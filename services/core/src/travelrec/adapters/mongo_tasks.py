@@ -98,6 +98,12 @@ class MongoTaskStore:
             done = await self._tasks.delete_one({"_id": id_} if uid is None else {"_id": id_, "uid": uid})
         return bool(done.deleted_count)
 
+    async def keep(self, id_: str, uid: str) -> bool:
+        """See `tasks.ports.TaskStore`."""
+        with translated():
+            done = await self._tasks.update_one({"_id": id_, "uid": uid}, {"$set": {"uid": moves.kept(uid)}})
+        return bool(done.matched_count)
+
     async def take(self, token: str, now: float, lease_s: float, rate: float, limit: int) -> Taken:
         """See `tasks.ports.TaskStore`."""
         waiting = {**_NOT_STARTED, "due_at": {"$lte": now}}

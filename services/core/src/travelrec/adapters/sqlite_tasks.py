@@ -70,6 +70,20 @@ class SqliteTaskStore:
 
         return await self._file.write(work)
 
+    async def keep(self, id_: str, uid: str) -> bool:
+        """See `tasks.ports.TaskStore`."""
+
+        def work(db: sqlite3.Connection) -> bool:
+            task = _find(db, id_)
+            if task is None or task.uid != uid:
+                return False
+            kept = replace(task, uid=moves.kept(uid))
+            db.execute("UPDATE tasks SET uid = ? WHERE id = ?", (kept.uid, id_))
+            _put(db, kept)
+            return True
+
+        return await self._file.write(work)
+
     async def take(self, token: str, now: float, lease_s: float, rate: float, limit: int) -> Taken:
         """See `tasks.ports.TaskStore`."""
 

@@ -51,6 +51,13 @@ class TaskStore(Protocol):
         """Deletes the task, if it is that of `uid`; whether it was there."""
         ...
 
+    async def keep(self, id_: str, uid: str) -> bool:
+        """Gives the task, if it is that of `uid`, another one (see `task.kept`); whether it was there.
+
+        All else of it stays. Whoever knows only its old one does not delete it any more.
+        """
+        ...
+
     async def take(self, token: str, now: float, lease_s: float, rate: float, limit: int) -> Taken:
         """Leases up to `limit` tasks that may be submitted, each for one free time (see `pace.free_times`).
 

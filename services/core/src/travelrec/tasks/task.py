@@ -21,6 +21,7 @@ from travelrec.job import new_uid
 
 MAX_TEXT = 128  # characters of an id or a group
 MAX_MESSAGE = 4000  # characters of an error message
+_CHANCE = 8  # digits of a UUIDv7, behind its time and its number within that
 
 
 class TaskStatus(StrEnum):
@@ -78,6 +79,11 @@ def created(
     uid = new_uid()
     _check(status, error_message)
     return Task(id_, uid, now, now, status, error_message, group, key=uid, headers=headers or {})
+
+
+def kept(uid: str) -> str:
+    """Another uid, with which a task keeps its place in the order."""
+    return uid[:-_CHANCE] + new_uid()[-_CHANCE:]
 
 
 @dataclass(frozen=True, slots=True)
