@@ -315,7 +315,6 @@ async def test_a_date_to_come_back_at_is_read() -> None:
         b'{"choices": [{"message": "Hello"}]}',
         b'{"choices": [{"message": {"content": 7}}]}',
         b'{"choices": [{"message": {"content": [{"text": "a"}]}}]}',
-        b'{"choices": [{"message": {"content": "a"}}], "usage": {"prompt_tokens": "many"}}',
         b'{"choices": [{"message": {"content": "a"}}], "usage": []}'.replace(b"[]", b"[1]"),
         b"[" * 100_000,
         b"\xff\xfe\x00",
@@ -330,7 +329,14 @@ async def test_something_else_than_a_completion(body: bytes) -> None:
     assert_fit_for_a_user(error)
 
 
-@pytest.mark.parametrize("usage", [b"", b', "usage": null', b', "usage": {}'])
+@pytest.mark.parametrize(
+    "usage",
+    [
+        *(b"", b', "usage": null', b', "usage": {}', b', "usage": {"prompt_tokens": null}'),
+        *(b', "usage": {"prompt_tokens": "many"}', b', "usage": {"completion_tokens": -35}'),
+        b', "usage": {"completion_tokens": 1' + b"0" * 400 + b"}",
+    ],
+)
 async def test_an_answer_without_usage_counts(usage: bytes) -> None:
     """A compatible server that counts no tokens and names no model is understood."""
     body = b'{"choices": [{"message": {"content": null}}]' + usage + b"}"

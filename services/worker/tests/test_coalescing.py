@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -217,6 +217,32 @@ async def test_leader_that_is_handed_back_to_its_followers_worker_is_not_waited_
         await d.store.settle([Settlement(leader, "another worker's", HandedBack())], time.time())
         await eventually(lambda: all(d.store.jobs[uid].ended for uid in (leader, follower)), 5)
     assert d.model.calls.total() == 1
+
+
+async def test_a_follower_that_is_cancelled_with_its_leader_does_not_take_over() -> None:
+    """Both signals come in one turn of the loop, and whatever Python makes of that there is no call."""
+    d = Deployment()
+    async with d.workers(1):
+        now = time.time()
+        elsewhere = Job(new_uid(), NAME, {"country": "Peru", "season": "winter"}, now, due_at=now + 3600)
+        await d.store.accept([elsewhere], now)
+        await d.store.claim([elsewhere.uid], "t", now, now + 60)
+        await d.store.lead([Bid(key(elsewhere.params), elsewhere.uid)], now)
+        read, get = [], d.store.get
+
+        async def reading(uids: Sequence[str]) -> dict[str, Job]:
+            read.extend(uids)
+            return await get(uids)
+
+        d.store.get = reading  # type: ignore[method-assign]
+        (follower,) = await d.ask("Peru")
+        await eventually(lambda: elsewhere.uid in read, 10)
+        for uid in (elsewhere.uid, follower):
+            await d.store.cancel(uid, time.time(), "x")
+        await d.signals.announce([Signal(uid, Status.CANCELLED) for uid in (elsewhere.uid, follower)])
+        await d.ask("Fiji")
+        await eventually(lambda: d.model.calls["Country: Fiji\nSeason: winter"], 10)
+        assert d.model.calls.total() == 1
 
 
 async def test_answer_of_a_leader_elsewhere_is_taken_although_its_signal_was_lost() -> None:

@@ -4,14 +4,22 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import ClassVar
 
 import pytest
 import structlog
 from prometheus_client import REGISTRY
 
 from support import eventually
-from support.worker import World
-from travelrec.errors import BadModelRequest, BrokenOutput, ModelError, RateLimited, Refused
+from support.worker import World, good_answer
+from travelrec.errors import (
+    BadModelRequest,
+    BrokenOutput,
+    ModelError,
+    ProviderDown,
+    RateLimited,
+    Refused,
+)
 from travelrec.job import Job, Phase, Status
 from travelrec.ports import Answer, Question
 from travelrec.retry import RetryPolicy
@@ -109,6 +117,55 @@ async def test_a_backlog_survives_what_fails_every_job(logs: list[dict[str, obje
     told = [line for line in logs if "fail alike" in str(line["event"])]
     assert {(line["error"], line["log_level"]) for line in told} == {("Model rejected the request", "error")}
     assert [line for line in logs if line["event"] == "jobs succeed again"]
+
+
+async def test_those_who_follow_fail_no_more_often() -> None:
+    """A few keys of many jobs each: a failure that is shared is no less a failed job."""
+    async with working() as bench:
+        bench.all_bad = True
+        uids = await bench.accept(*(names(4) * 100))
+        await eventually(lambda: bench.calls > 20)
+        bench.error = None
+        await eventually(lambda: all(job.ended for job in bench.of(uids)), 30)
+        assert bench.failed(uids) <= 2 * STANDING
+
+
+async def test_those_who_follow_a_bad_job_fail_with_it_while_others_succeed() -> None:
+    """One key that is asked for often, and refused, is that key's trouble."""
+    async with working() as bench:
+        bad = await bench.accept(*(["bad"] * 20))
+        good = await bench.accept(*names(20))
+        await bench.completed(good)
+        await eventually(lambda: bench.failed(bad) == len(bad))
+
+
+async def test_a_probe_whose_answer_can_not_be_counted_is_over_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The breaker lets another one go."""
+    monkeypatch.setattr(gate, "_BACKOFF", RetryPolicy(base_s=0.02, cap_s=0.02))
+
+    class Model:
+        told: ClassVar[list[Answer | ModelError]] = [
+            ProviderDown("Restarting."),
+            Answer(good_answer("Peru"), "test", -35, 1),
+            Answer(good_answer("Peru"), "test", 1, 1),
+        ]
+
+        async def ask(self, question: Question, timeout_s: float) -> Answer:
+            said = self.told.pop(0)
+            if isinstance(said, ModelError):
+                raise said
+            return said
+
+    only = gate.Gate([Model()], 2, [("m", None)])
+    asked = Question("s", "Country: Peru\nSeason: winter", "n", {}, 10)
+    for error in (ProviderDown, ValueError):
+        async with only.place(20.0) as place:
+            with pytest.raises(error):
+                await place.ask(asked, 1.0)
+    async with only.place(20.0) as place:
+        assert (await place.ask(asked, 1.0)).input_tokens == 1
 
 
 async def test_while_the_guard_is_open_hardly_anything_is_asked_or_taken(

@@ -421,6 +421,14 @@ async def test_trouble_of_the_provider_ends_at_the_deadline(world: World) -> Non
 # --- messages that are not wanted ---------------------------------------------------------------------
 
 
+async def test_a_kind_that_nobody_knows_ends_with_its_deadline(world: World) -> None:
+    """A newer release may know it; when its time is over it has failed."""
+    uid = await world.accept("Peru", kind="newer", created_at=time.time() - 90_000.0)
+    async with world.worker(job_deadline_s=60.0):
+        await eventually(lambda: world.job(uid).ended)
+    assert (world.job(uid).status, world.job(uid).error) == (Status.FAILED, "Deadline passed")
+
+
 async def test_repeats_are_dropped(world: World) -> None:
     """However often a message comes, before, during and after the run, there is one call and one end."""
     world.model.hold()
@@ -632,6 +640,19 @@ async def test_a_job_that_is_forbidden_what_others_are_not_runs_out_of_attempts(
     job = world.job(forbidden)
     assert (job.status, job.error, len(job.tries)) == (Status.FAILED, RequestForbidden.title, 3)
     assert {world.job(other).status for other in others} == {Status.COMPLETED}
+
+
+async def test_one_answer_of_another_charges_a_forbidden_job_once(world: World) -> None:
+    """What was answered before its last refusal says nothing of the next: the key may have lost its rights since."""
+    world.model.says["Peru"] = [Forbidden("No.")] * 10_000
+    uid = await world.accept("Peru")
+    async with world.worker(max_attempts=3):
+        await eventually(lambda: world.model.called_at.get("Peru"))
+        other = await world.accept("Chile")
+        await eventually(lambda: world.job(other).ended)
+        calls = len(world.model.called_at["Peru"])
+        await eventually(lambda: len(world.model.called_at["Peru"]) > calls + 5)
+        assert len(world.job(uid).tries) <= 1
 
 
 async def test_a_key_that_is_forbidden_everything_costs_no_attempt(world: World) -> None:

@@ -100,6 +100,14 @@ def test_pace_uses_what_the_provider_allows(
     assert rejected <= at_once + 0.5 * taken
 
 
+def test_what_is_told_of_the_rate_closes_for_an_hour_at_the_most() -> None:
+    """However long the provider says that it takes until there is more."""
+    pace = Pace(BACKOFF)
+    pace.answered(pace.send(0.0), Allowance(20, 0, 20 * 86400.0), now=1.0)
+    assert 1800.0 < pace.next_at(1.0) == pace.next_at(1000.0) <= 3601.0
+    assert pace.next_at(4000.0) <= 4000.0
+
+
 def test_a_429_closes_for_as_long_as_it_asks() -> None:
     """Retry-After holds for all, the longest wish wins, and none holds longer than an hour."""
     pace = Pace(BACKOFF)
@@ -222,7 +230,8 @@ def test_headers_are_read_in_every_form() -> None:
     assert told("6m0s") == Allowance(20, 3, 360.0)
     assert told("1h2m3.5s") == Allowance(20, 3, 3723.5)
     assert told("2") == Allowance(20, 3, 2.0)
-    for unreadable in ("", "soon", "-1", "nan", "inf", "1x", "s"):
+    assert told("30d") == Allowance(20, 3, 30 * 86400.0)
+    for unreadable in ("", "soon", "-1", "nan", "inf", "1x", "s", "1764200000", "32d"):
         assert told(unreadable) is None
     assert told("1s", remaining="-1") is None
     assert allowance({}) is None

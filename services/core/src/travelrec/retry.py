@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_LONGEST_RESET_S = 31 * 86400.0
 _UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -68,7 +69,8 @@ def retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
 def allowance(headers: Mapping[str, str]) -> Allowance | None:
     """What `x-ratelimit-{limit,remaining,reset}-requests` say; None if they are missing or unreadable.
 
-    The reset is a duration (`1s`, `6m0s`, `20ms`) or a bare number of seconds; header names in lower case.
+    The reset is a duration (`1s`, `6m0s`, `20ms`) or a bare number of seconds; header names in lower case. One of more
+    than a month counts as unreadable: some servers send a moment there.
     """
     try:
         limit = int(headers["x-ratelimit-limit-requests"])
@@ -76,7 +78,7 @@ def allowance(headers: Mapping[str, str]) -> Allowance | None:
         reset_s = _duration_s(headers["x-ratelimit-reset-requests"])
     except (KeyError, ValueError):
         return None
-    if limit < 1 or remaining < 0 or not 0 <= reset_s < float("inf"):
+    if limit < 1 or remaining < 0 or not 0 <= reset_s <= _LONGEST_RESET_S:
         return None
     return Allowance(limit, min(limit, remaining), reset_s)
 

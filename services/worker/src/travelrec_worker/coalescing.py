@@ -138,7 +138,8 @@ class Coalescer:
                 instead_of = None
                 following()
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(ended.wait(), _LOOK_AGAIN_S)
+                    async with asyncio.timeout(_LOOK_AGAIN_S):
+                        await ended.wait()
             finally:
                 self._remote.pop(leader_uid, None)
 

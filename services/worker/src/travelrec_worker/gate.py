@@ -115,12 +115,12 @@ class Provider:
         outcome = "cancelled"
         try:
             answer = await self._model.ask(asked, timeout_s)
-            outcome = "ok"
             self._count_tokens(answer.input_tokens, answer.output_tokens)
             now = time.monotonic()
             self._answered_at = max(self._answered_at, sent.at)
             self._pace.answered(sent, answer.allowance, now)
             self._works(sent, now)
+            outcome = "ok"
             return answer
         except ModelError as error:
             told: ModelError = error
@@ -256,7 +256,7 @@ class Gate:
     ) -> Place:
         """A place in turn, or before all of its own for a run that was let in `again`; see `Place`.
 
-        `refused_at` is when its job was first forbidden a call, by `time.monotonic`.
+        `refused_at` is when its job was last forbidden a call, by `time.monotonic`.
         """
         return Place(self, within_s, again, guarded, refused_at)
 
@@ -317,6 +317,10 @@ class Gate:
                 log.error("all jobs still fail alike: no more are taken", error=why)
             self._shown.set(self.guard.state)
         return stands
+
+    def followed(self) -> float | None:
+        """A job failed with another that it waited for: it stands, or is to come back after so many seconds."""
+        return None if self.guard.followed() else self.guard.wait_s(time.monotonic())
 
     def turn(self) -> None:
         """Lets in who may go, and sets the time for the next look."""

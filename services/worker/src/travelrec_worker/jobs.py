@@ -21,6 +21,7 @@ from travelrec.errors import (
     Never,
     NotTheJobsFault,
     RateLimited,
+    RequestForbidden,
     SignalUnavailable,
     StoreUnavailable,
     TryAgain,
@@ -120,7 +121,7 @@ class Jobs:
         for kind in kinds:  # from 0 on, so that the first of them is an increase
             for status in (Status.COMPLETED, Status.FAILED):
                 metrics.FINISHED.labels(kind, status.value)
-        self._refused_at: dict[str, float] = {}  # when jobs were first forbidden a call
+        self._refused_at: dict[str, float] = {}  # when jobs were last forbidden a call
         self._coalescer = Coalescer(store, progress)
         self._ahead = asyncio.Semaphore(concurrency + -(-concurrency // _AHEAD))
         self._claims: Batcher[str, Job | None] = Batcher(self._claim_all, grow=16)
@@ -196,6 +197,8 @@ class Jobs:
             outcome = await self._coalescer.outcome(job, key, sharing.fresh_s, run, following)
             if not ran and isinstance(outcome, Completed):
                 story.followed(outcome.trace)
+            if not ran and isinstance(outcome, Failed):
+                return self._held(job, outcome, self._gate.followed())
             return outcome
         except asyncio.CancelledError:
             if self._leases.abandoned():
@@ -212,7 +215,6 @@ class Jobs:
                 refused_at = self._refused_at.get(job.uid, NEVER)
                 try:
                     async with self._gate.place(left_s, again=goes_first, refused_at=refused_at) as place:
-                        let_in_at = time.monotonic()
                         if not self._leases.stands(job, time.time()):
                             return HandedBack()  # to whoever may have it by now
                         with metrics.IN_FLIGHT.track_inprogress():
@@ -224,9 +226,7 @@ class Jobs:
                     # where it may be this one's fault another tries next; if there is none, one is to come
                     goes_first = isinstance(error, RateLimited)
                     if isinstance(error, Forbidden):
-                        self._refused_at.setdefault(job.uid, let_in_at)
-                        if len(self._refused_at) > _REFUSED_KEPT:
-                            del self._refused_at[next(iter(self._refused_at))]
+                        self._refused(job.uid)
                         if self._gate.is_alone and left_s > _FORBIDDEN_S:
                             return Retry(time.time() + _FORBIDDEN_S)
                 except Shut:
@@ -239,27 +239,31 @@ class Jobs:
         match outcome:
             case Completed():
                 place.completed()
-            case Failed(Try() as last) | Retry(_, Try() as last):
-                wait_s = place.failed(last.error, final=isinstance(outcome, Failed))
-                if wait_s is not None:
-                    metrics.HELD.labels(last.error).inc()
-                    due_at = outcome.due_at if isinstance(outcome, Retry) else 0.0
-                    later = max(due_at, time.time() + wait_s)
-                    return Retry(min(later, job.created_at + self._deadline_s))
+            case Failed(last) | Retry(_, Try() as last):
+                return self._held(job, outcome, place.failed(last.error, final=isinstance(outcome, Failed)))
         return outcome
+
+    def _held(self, job: Job, outcome: Failed | Retry, wait_s: float | None) -> Outcome:
+        """The failure if it stands, else another look after so many seconds."""
+        if wait_s is None or outcome.last is None:
+            return outcome
+        metrics.HELD.labels(outcome.last.error).inc()
+        due_at = outcome.due_at if isinstance(outcome, Retry) else 0.0
+        later = max(due_at, time.time() + wait_s)
+        return Retry(min(later, job.created_at + self._deadline_s))
 
     def _without_run(self, job: Job) -> Outcome | None:
         """The outcome of a job that is not to be run (again) here."""
         now = time.time()
+        if now - job.created_at > self._deadline_s:
+            return _too_late()
         if job.kind not in self._kinds:
             log.warning("unknown kind", uid=job.uid, kind=job.kind)
-            return Retry(now + _UNKNOWN_KIND_S)
+            return Retry(min(now + _UNKNOWN_KIND_S, job.created_at + self._deadline_s))
         if job.claims > self._retry.max_attempts * _CLAIMS_PER_ATTEMPT:
             return Failed(
                 Try(now, "Worker lost", "Every worker that ran this request was lost. Please report it.")
             )
-        if now - job.created_at > self._deadline_s:
-            return _too_late()
         return None
 
     async def _run(self, job: Job, model: Place, story: Story) -> Outcome:
@@ -275,6 +279,8 @@ class Jobs:
                 Try(time.time(), error.title, f"{error} Sending the same request again will not help.")
             )
         except TryAgain as error:
+            if isinstance(error, RequestForbidden):
+                self._refused(job.uid)
             return self._again(job, error.title, str(error), error.retry_after_s)
         except TimeoutError:
             return self._again(job, "Model timeout", "The model did not answer in time.", None)
@@ -284,6 +290,13 @@ class Jobs:
         finally:
             story.spent(model.input_tokens, model.output_tokens)
         return Completed(result)
+
+    def _refused(self, uid: str) -> None:
+        """Notes when a job was last forbidden its call: what is answered from then on tells whose fault the next is."""
+        self._refused_at.pop(uid, None)
+        self._refused_at[uid] = time.monotonic()
+        if len(self._refused_at) > _REFUSED_KEPT:
+            del self._refused_at[next(iter(self._refused_at))]
 
     def _again(self, job: Job, error: str, message: str, retry_after_s: float | None) -> Outcome:
         attempts = len(job.tries) + 1

@@ -82,7 +82,8 @@ class Pace:
         missing = 1.0 + min(2.0, self._limit * _SPARE) * (self._limit > 1) - self._left(now)
         if missing <= 0:
             return self.closed_until
-        return max(self.closed_until, now + missing / self._rate_per_s)
+        refilled_at = now + missing / self._rate_per_s
+        return max(self.closed_until, min(refilled_at, self._at + _LONGEST_S))
 
     def send(self, now: float) -> Sent:
         """A call is sent."""
@@ -226,6 +227,7 @@ class Guard:
         self._unsent = self._out = 0
         self._first_at = NEVER
         self._until = -NEVER
+        self._followed = 0  # failures that stand of jobs that did not run, since one last succeeded
         self.state = State.CLOSED
 
     def next_at(self) -> float:
@@ -247,6 +249,7 @@ class Guard:
 
     def completed(self, run: Run) -> None:
         """The job succeeded. One that began before the first of the failures says nothing of what came after."""
+        self._followed = 0
         if self.state is State.CLOSED:
             self._ended.append((None, run.at))
         elif run.at > self._first_at:
@@ -274,6 +277,13 @@ class Guard:
             if not self._unsent and not self._out:
                 self._open(now)
         return False
+
+    def followed(self) -> bool:
+        """A job failed with another that it waited for. Whether that stands: it tells nothing, but is no less lost."""
+        if self.state is not State.CLOSED or self._followed >= self._enough:
+            return False
+        self._followed += 1
+        return True
 
     def unknown(self, run: Run) -> None:
         """The job came to nothing, so another may be let in instead."""

@@ -28,7 +28,8 @@ async def watch(progress: Progress, engines: Sequence[Engine]) -> None:
     before = time.monotonic()
     while True:
         with suppress(TimeoutError):
-            await asyncio.wait_for(progress.alarm.wait(), _LOOK_S)
+            async with asyncio.timeout(_LOOK_S):
+                await progress.alarm.wait()
         progress.alarm.clear()
         now = time.monotonic()
         progress.turned(min(now - before, 2 * _LOOK_S))

@@ -27,7 +27,8 @@ async def listening(
     task = asyncio.create_task(read(hear, ready := asyncio.Event()))
     try:
         with suppress(TimeoutError):
-            await asyncio.wait_for(ready.wait(), _READY_S)
+            async with asyncio.timeout(_READY_S):
+                await ready.wait()
         yield
     finally:
         task.cancel()

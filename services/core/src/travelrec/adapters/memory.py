@@ -272,7 +272,8 @@ class _MemorySubscription:
         if not self._group.ready:
             self._group.arrived.clear()
             try:
-                await asyncio.wait_for(self._group.arrived.wait(), timeout_s)
+                async with asyncio.timeout(timeout_s):
+                    await self._group.arrived.wait()
             except TimeoutError:
                 return []
         count = min(limit, len(self._group.ready))

@@ -46,6 +46,7 @@ log = structlog.get_logger(__name__)
 
 _FORMS = ("json_schema", "json_object", "text")  # from the strictest to what every server can do
 _OBJECTS_TRIED = 20
+_MOST_TOKENS = 10**9
 _TOO_LATE = "The model did not answer in time."
 
 
@@ -260,7 +261,7 @@ def _answer(body: Mapping[str, Any], allowed: Allowance | None, whole: bool) -> 
     choice = body["choices"][0]
     message = choice["message"]
     usage = body.get("usage") or {}
-    tokens = int(usage.get("prompt_tokens", 0)), int(usage.get("completion_tokens", 0))
+    tokens = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
     if message.get("refusal"):
         raise _spent(Refused("The model refused to answer."), *tokens)
     match choice.get("finish_reason"):
@@ -281,6 +282,11 @@ def _answer(body: Mapping[str, Any], allowed: Allowance | None, whole: bool) -> 
         output_tokens=tokens[1],
         allowance=allowed,
     )
+
+
+def _count(told: object) -> int:
+    """So many tokens; 0 for what is no count, which some servers send, and no reason to lose an answer."""
+    return told if isinstance(told, int) and 0 < told <= _MOST_TOKENS else 0
 
 
 def _spent(error: ModelError, input_tokens: int, output_tokens: int) -> ModelError:
