@@ -6,6 +6,8 @@ import json
 import re
 from contextlib import asynccontextmanager
 from html.parser import HTMLParser
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import pytest
 import pytest_asyncio
@@ -14,13 +16,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from yarl import URL
 
 from support import eventually, free_port, unique_name
-from support.api import ASK, raw_exchange, running_api
+from support.api import ASK, Answered, raw_exchange, running_api
 from travelrec import metrics
 from travelrec.adapters.memory import MemoryBroker, MemorySignals, MemoryStore
 from travelrec.connect import Parts
 from travelrec.errors import BrokerUnavailable, SignalUnavailable
 from travelrec.wire import JOBS_TOPIC
-from travelrec_api import app
+from travelrec_api import app, edge
 from travelrec_api.edge import MAX_BODY_BYTES
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -389,6 +391,63 @@ async def test_a_caller_who_sends_far_too_much_still_reads_the_413(api, chunked)
         assert is_error(await api.call("POST", ASK, data=body), 413)
 
 
+def told(url, body):
+    """What `urllib` makes of a POST; it asks for the connection's end with every request."""
+    try:
+        with urlopen(Request(url, data=body, headers={"X-Request-ID": "mine"}, method="POST")) as answer:
+            return Answered(answer.status, answer.headers, answer.read())
+    except HTTPError as refused:
+        with refused:
+            return Answered(refused.code, refused.headers, refused.read())
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+@pytest.mark.parametrize("size", [5 << 20, 20 << 20])
+async def test_the_413_is_read_also_by_a_caller_who_ends_the_connection(api, chunked, size):
+    """What is still on its way is read and dropped before the connection is closed: a reset would hide the answer."""
+    body = iter([b"x" * size]) if chunked else b"x" * size
+    answer = await asyncio.to_thread(told, f"{api.url}/predict", body)
+    assert is_error(answer, 413)
+    assert answer.headers["X-Request-ID"] == "mine"
+
+
+@pytest.mark.parametrize(("path", "status"), [("/nowhere", 404), (ASK, 202)])
+async def test_a_body_that_nobody_needs_is_read_before_the_connection_is_closed(api, path, status):
+    """A caller who is slow with it is not reset."""
+    pieces = ["x" * 1_000] * 20
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 20000\r\n\r\n"
+    assert await statuses(api, head, *pieces) == [status]
+
+
+async def test_a_body_that_never_ends_is_not_read_for_ever(api, monkeypatch):
+    """Of what is too long so much is read and no more; then the connection is closed."""
+    monkeypatch.setattr(edge, "_DROPPED_BYTES", 1 << 20)
+    url = URL(api.url)
+    _, writer = await asyncio.open_connection(url.host, url.port)
+    head = f"POST /predict HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {1 << 40}\r\n\r\n"
+
+    async def pour() -> None:
+        writer.write(head.encode())
+        while True:
+            writer.write(b"x" * 65_536)
+            await writer.drain()
+
+    with pytest.raises(ConnectionError):
+        await pour()
+    writer.close()
+
+
+async def test_a_body_that_does_not_come_is_not_waited_for_for_ever(api, monkeypatch):
+    """A caller who is told 413 and sends nothing more has the connection closed."""
+    monkeypatch.setattr(edge, "_DROPPED_S", 0.05)
+    url = URL(api.url)
+    reader, writer = await asyncio.open_connection(url.host, url.port)
+    head = f"POST /predict HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {1 << 20}\r\n\r\n"
+    writer.write(head.encode())
+    assert (await reader.read()).startswith(b"HTTP/1.1 413 ")
+    writer.close()
+
+
 async def test_a_chunked_body_over_64_kib_is_413():
     """Without Content-Length it is counted while it comes."""
 
@@ -490,11 +549,14 @@ async def test_what_asks_for_an_upgrade_has_an_answer(api, sent, status):
     assert status == 200 or json.loads(body).keys() >= ERROR_KEYS
 
 
+LAST = "GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+
+
 async def statuses(api, *pieces):
-    """Of all that one connection is told; a piece is sent when the one before has been read, then a last request."""
+    """Of all that one connection is told until it is closed; a piece is sent when the one before has been read."""
     url = URL(api.url)
     reader, writer = await asyncio.open_connection(url.host, url.port)
-    for piece in (*pieces, "GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"):
+    for piece in pieces:
         writer.write(piece.encode())
         await writer.drain()
         await api.get("/healthz")
@@ -518,7 +580,7 @@ async def test_a_body_is_read_whatever_upgrade_is_asked_for(api, asked, framing)
     head = f"POST /api/tasks HTTP/1.1\r\nHost: x\r\n{asked}{length}\r\n\r\n"
     sent = f"3\r\n{body[:3]}\r\n{len(body) - 3:x}\r\n{body[3:]}\r\n0\r\n\r\n" if chunked else body
     pieces = [head, sent[:7], sent[7:]] if "later" in framing else [head + sent]
-    answered = [each for each in await statuses(api, *pieces) if each != 100]
+    answered = [each for each in await statuses(api, *pieces, LAST) if each != 100]
     assert answered == [201, 200]
 
 
@@ -530,7 +592,7 @@ async def test_upgrades_that_are_not_made_can_be_pipelined(api):
         f"POST /api/tasks HTTP/1.1\r\nHost: x\r\n{UPGRADE}Content-Length: {len(body)}\r\n\r\n{body}"
         for body in bodies
     ]
-    assert await statuses(api, "".join(sent)) == [201] * len(names) + [200]
+    assert await statuses(api, "".join(sent), LAST) == [201] * len(names) + [200]
     last = sent[0].replace("Connection: Upgrade", "Connection: close, Upgrade")
     assert await statuses(api, last + "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n") == [409]
 
@@ -542,7 +604,7 @@ async def test_a_body_never_becomes_a_request(api, later):
     assert (await api.call("POST", "/api/tasks", json={"id": victim})).status == 201
     body = f"DELETE /api/tasks/{victim} HTTP/1.1\r\nHost: x\r\n\r\n"
     head = f"POST /predict HTTP/1.1\r\nHost: x\r\n{H2C}Content-Length: {len(body)}\r\n\r\n"
-    assert await statuses(api, *([head, body] if later else [head + body])) == [422, 200]
+    assert await statuses(api, *([head, body] if later else [head + body]), LAST) == [422, 200]
     assert (await api.get(f"/api/tasks/{victim}")).status == 200
 
 

@@ -7,6 +7,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 import structlog
 from opentelemetry.trace import INVALID_SPAN, Span
@@ -20,6 +21,8 @@ from travelrec_api.problems import RETRY_AFTER_S, problem
 log = structlog.get_logger(__name__)
 
 MAX_BODY_BYTES = 64 * 1024
+_DROPPED_BYTES = 64 * 1024 * 1024  # of the rest of a body that is too large
+_DROPPED_S = 5.0
 _SANE_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _CALLER_GONE = 499  # nginx's own number for it
 _UNMATCHED = "(unmatched)"
@@ -66,12 +69,12 @@ class Edge:
             await send(message)
 
         try:
+            app = self._hot.get((scope["method"], scope["path"]), self._app)
             if length > MAX_BODY_BYTES:
-                await problem(413)(scope, receive, send_with_id)
-            elif chunked:
-                await self._with_body(scope, receive, send_with_id)
+                await _too_large(scope, receive, send_with_id)
+            elif length or chunked:
+                await _with_body(app, scope, receive, send_with_id)
             else:
-                app = self._hot.get((scope["method"], scope["path"]), self._app)
                 await app(scope, receive, send_with_id)
         except ClientDisconnect:
             status = _CALLER_GONE
@@ -84,31 +87,6 @@ class Edge:
             self._note(scope, status, seconds)
             if tracing.on():
                 _end(span, scope, status, seconds)
-
-    async def _with_body(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Reads a body of unknown length before anything else happens, up to the limit."""
-        body = b""
-        more = True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise ClientDisconnect
-            body += message.get("body", b"")
-            more = message.get("more_body", False)
-            if len(body) > MAX_BODY_BYTES:
-                # the connection stays, and the rest is read and dropped: a reset would hide this answer
-                await problem(413)(scope, receive, send)
-                return
-        whole: Message | None = {"type": "http.request", "body": body, "more_body": False}
-
-        async def replay() -> Message:
-            nonlocal whole
-            if whole is None:
-                return await receive()
-            message, whole = whole, None
-            return message
-
-        await self._app(scope, replay, send)
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", _UNMATCHED)
@@ -135,6 +113,51 @@ class Edge:
             request_id=state["request_id"],
             **told,
         )
+
+
+async def _with_body(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """Reads the body before anything else happens, up to the limit.
+
+    Also where `app` has no use for it: a connection that is closed under an unread body is reset, and the answer lost.
+    """
+    body = b""
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+        if len(body) > MAX_BODY_BYTES:
+            await _too_large(scope, receive, send)
+            return
+    whole: Message | None = {"type": "http.request", "body": body, "more_body": False}
+
+    async def replay() -> Message:
+        nonlocal whole
+        if whole is None:
+            return await receive()
+        message, whole = whole, None
+        return message
+
+    await app(scope, replay, send)
+
+
+async def _too_large(scope: Scope, receive: Receive, send: Send) -> None:
+    """413 at once; the answer ends, and with it perhaps the connection, when the rest was read and dropped."""
+
+    async def send_unended(message: Message) -> None:
+        await send({**message, "more_body": True} if message["type"] == "http.response.body" else message)
+
+    await problem(413)(scope, receive, send_unended)
+    dropped, more = 0, True
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_DROPPED_S):
+            while more and dropped < _DROPPED_BYTES:
+                message = await receive()
+                dropped += len(message.get("body", b""))
+                more = message.get("more_body", False)
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def _span(scope: Scope) -> Span:
