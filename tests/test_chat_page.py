@@ -141,6 +141,30 @@ def test_a_message_that_failed_says_so_and_can_be_sent_again(model: Model, visit
     expect(page.locator(".how")).to_have_count(0)
 
 
+def test_an_error_that_is_heard_again_is_not_the_next_messages(
+    service: Service, model: Model, visitor: Visitor
+) -> None:
+    """A message failed, the next one is on its way as the service is killed: it is sent again, and stays sent."""
+    page = visitor.page
+    page.goto(f"{visitor.url}/chat")
+    sign_in(page, "erin")
+    model.behave(faults={"refusal": 1.0})
+    say(page, "one")
+    expect(page.locator("[data-state=failed]")).to_contain_text("one")
+    model.behave(latency_s=600)
+    say(page, "two")
+    expect(page.locator("[data-state=sent]")).to_contain_text("two")
+    service.process.kill()
+    expect(page.locator("#chat-link")).to_have_text("Reconnecting")
+    model.behave(piece_s=0.7)
+    service.start()
+    expect(talk(page, "coming")).to_be_visible()
+    expect(page.locator("[data-state=sent]")).to_contain_text("two")
+    expect(page.locator("[data-state=failed]")).to_have_count(1)
+    expect(talk(page, "response")).to_have_count(1)
+    expect(page.locator("[data-state=failed]")).to_contain_text("one")
+
+
 def test_an_answer_is_seen_while_it_is_made(service: Service, model: Model, visitor: Visitor) -> None:
     """It grows behind its message, is gone with a lost connection, and the response takes its place."""
     page = visitor.page

@@ -53,6 +53,43 @@ def test_lines_are_answered_once_and_in_order_over_a_killed_service(tmp_path: Pa
         model.close()
 
 
+def test_an_error_that_is_heard_again_is_not_the_next_messages(tmp_path: Path) -> None:
+    """A line failed, the next one is on its way as the service is killed: its answer is waited for, and shown."""
+    model = Model()
+    service = Service(tmp_path / "data", model)
+    try:
+        model.start()
+        model.behave(faults={"refusal": 1.0})
+        service.start()
+        command = [TRAVELREC, "chat", "talk", "dora", "--url", service.url]
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as talk:
+            assert talk.stdin is not None
+            assert talk.stderr is not None
+            told = talk.stderr
+            talk.stdin.write("one\n")
+            talk.stdin.flush()
+            assert [told.readline() for _ in range(2)] == ["connected\n", "sent, waiting for the answer\n"]
+            assert told.readline() == "not answered: Service temporarily unavailable\n"
+            model.behave(latency_s=600)
+            talk.stdin.write("two\n")
+            talk.stdin.flush()
+            assert told.readline() == "sent, waiting for the answer\n"
+            service.process.kill()
+            model.behave()
+            service.start()
+            output, errors = talk.communicate(timeout=60)
+        assert "not answered" not in errors
+        entries = read_history(service)
+        assert [entry["content"] for entry in entries[:-1]] == ["one", "two"]
+        assert output.split() == entries[-1]["content"].split()
+        assert talk.returncode == 0
+    finally:
+        service.close()
+        model.close()
+
+
 def test_a_terminal_shows_an_answer_while_it_is_made(tmp_path: Path) -> None:
     """What a killed service had begun is left off; the answer is then there once, and grew."""
     model = Model()

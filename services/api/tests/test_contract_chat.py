@@ -457,10 +457,10 @@ class Held(MemoryBroker):
 
 
 @asynccontextmanager
-async def held_up() -> AsyncIterator[tuple[Api, Held]]:
+async def held_up(**settings: int) -> AsyncIterator[tuple[Api, Held]]:
     """An API whose broker has its door shut, and the roles of chat."""
     broker = Held()
-    async with opened_parts(Settings(**MEMORY)) as opened:
+    async with opened_parts(Settings(**MEMORY, **settings)) as opened:
         parts = dataclasses.replace(opened, broker=broker)
         async with running_api(parts=parts, model=FakeSettings(), roles=ROLES) as api:
             yield api, broker
@@ -556,6 +556,36 @@ async def test_who_asks_for_it_hears_an_answer_while_it_is_made(api: Api, user: 
         assert (await talk.hear())["type"] == (await other.hear())["type"] == "response"
     async with talking(api, user, stream="true", since="0") as talk:
         assert [(await talk.hear())["type"] for _ in range(2)] == ["response"] * 2
+
+
+async def test_who_asks_for_pieces_hears_which_message_an_error_is_of(api: Api, user: str) -> None:
+    """Now and after `since`; the errors of frames that are no message are of none, and others hear of no id."""
+    async with talking(api, user, stream="true") as talk, talking(api, user) as other:
+        api.model.configure(faults={"refusal": 1.0})
+        await talk.say("hello", id="m-1")
+        plain = {"type": "error", "message": UNAVAILABLE, "userid": user}
+        assert await other.hear() == plain
+        assert await talk.hear() == {**plain, "to": "m-1"}
+        api.model.configure(faults={})
+        assert "JSON" in await talk.error("no frame")
+    async with talking(api, user, stream="true", since="0") as talk:
+        assert await talk.hear() == {**plain, "to": "m-1"}
+
+
+async def test_who_asks_for_pieces_hears_which_message_was_not_taken(user: str) -> None:
+    """By the broker, or for the rate limit."""
+    async with held_up(chat_rate_limit=2) as (api, broker), talking(api, user, stream="true") as talk:
+        broker.away = True
+        for id_ in ("m-1", "m-2", "m-3"):
+            await talk.say("hello", id=id_)
+        limited = await talk.hear()
+        assert (limited["to"], limited["message"][:10]) == ("m-3", "Rate limit")
+        broker.door.set()
+        heard = [await talk.hear() for _ in range(2)]
+        assert [(error["to"], error["message"]) for error in heard] == [
+            ("m-1", UNAVAILABLE),
+            ("m-2", UNAVAILABLE),
+        ]
 
 
 async def test_an_answer_that_is_begun_again_begins_again(api: Api, user: str) -> None:

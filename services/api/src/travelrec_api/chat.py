@@ -107,25 +107,26 @@ class _Connection:
             if event["type"] != "websocket.receive":
                 await self._said.join()
                 return
-            error = await self._take(event)
-            if error is not None:
-                await self._refuse(error)
+            await self._take(event)
 
-    async def _take(self, event: Mapping[str, Any]) -> str | None:
-        """Puts what one frame says in line for the broker; the error if it does not."""
+    async def _take(self, event: Mapping[str, Any]) -> None:
+        """Puts what one frame says in line for the broker, or refuses it."""
         text = event.get("text")
         if text is None:
-            return "The message is not a text frame."
+            await self._refuse("The message is not a text frame.")
+            return
         try:
             content, id_ = read_frame(text, self._userid)
         except InvalidInput as error:
-            return str(error)
+            await self._refuse(str(error))
+            return
+        said = Said(id_ or new_uid(), self._userid, content, time.time())
         wait_s = await self._chats.limit.take(self._userid)
         if wait_s > 0:
             metrics.CHAT_LIMITED.inc()
-            return f"Rate limit exceeded. Try again in {math.ceil(wait_s)} seconds."
-        await self._said.put(Said(id_ or new_uid(), self._userid, content, time.time()))
-        return None
+            await self._refuse(f"Rate limit exceeded. Try again in {math.ceil(wait_s)} seconds.", said)
+        else:
+            await self._said.put(said)
 
     async def _publish(self) -> None:
         """Hands what was said over to the broker, in order; if it is away, it is so for all that waits."""
@@ -134,8 +135,8 @@ class _Connection:
             if not await self._hand_over(said[0]):
                 while not self._said.empty():
                     said.append(self._said.get_nowait())
-                for _ in said:
-                    await self._refuse(UNAVAILABLE)
+                for each in said:
+                    await self._refuse(UNAVAILABLE, each)
             for _ in said:
                 self._said.task_done()
 
@@ -157,9 +158,10 @@ class _Connection:
         metrics.CHAT_MESSAGES.labels("accepted").inc()
         return True
 
-    async def _refuse(self, error: str) -> None:
+    async def _refuse(self, error: str, said: Said | None = None) -> None:
         metrics.CHAT_MESSAGES.labels("refused").inc()
-        await self._send(error_frame(error, self._userid))
+        to = said.id if said is not None and self._ear.streamed else None
+        await self._send(error_frame(error, self._userid, to))
 
     async def _follow(self) -> None:
         """Sends what the history has behind the position, and goes on when the bell rings or a piece is there."""
@@ -194,7 +196,7 @@ class _Connection:
                     with tracing.span(
                         "send", parent, SpanKind.PRODUCER, {"travelrec.message": entry.message}
                     ):
-                        await self._send(shown(entry, self._userid))
+                        await self._send(shown(entry, self._userid, streamed=self._ear.streamed))
                 if entry.kind == "response":
                     self._answered.append(entry.message)
                 self._position = entry.id

@@ -205,17 +205,22 @@ function drop() {
 
 function hear(text) {
   const frame = JSON.parse(text);
-  clearTimeout(silence);
   if (frame.type === "delta") {
     hearPiece(frame);
-    silence = setTimeout(drop, SILENCE_MS);
   } else if (frame.type === "response") {
     position = frame.id;
     if (coming) coming.isOver = true;
     read();
   } else if (frame.type === "error") {
-    refused(frame.message);
+    refused(frame);
   }
+  expectMore();
+}
+
+/** A connection that owes an answer and is silent for long is made anew. */
+function expectMore() {
+  clearTimeout(silence);
+  if (outbox.some(({ state }) => state === "sent")) silence = setTimeout(drop, SILENCE_MS);
 }
 
 /** A piece stands from its offset on; one that does not join on is left out: the response has it all. */
@@ -227,11 +232,11 @@ function hearPiece({ to, offset, content }) {
   draw();
 }
 
-/** An error names no message; one is on its way at a time, so it is about that one. */
-function refused(words) {
-  coming = null;
+/** An error `to` another message is heard again after `since`, or is another page's; one to none is of what was sent. */
+function refused({ message: words, to }) {
+  if (!to || coming?.to === to) coming = null;
   const message = outbox.find(({ state }) => state === "sent");
-  if (!message) return draw();
+  if (!message || (to && to !== message.id)) return draw();
   const seconds = words.match(/Try again in (\d+) seconds/)?.[1];
   if (seconds) {
     message.state = "waiting";
@@ -254,14 +259,13 @@ function refused(words) {
 
 /** Sends the oldest that waits, if none is on its way: the answers come in the order of the messages. */
 function sendNext() {
-  if (!outbox.some(({ state }) => state === "sent")) clearTimeout(silence);
+  expectMore();
   const message = outbox.find(({ state }) => state === "waiting");
   if (!message || pause || socket?.readyState !== WebSocket.OPEN || outbox.some(({ state }) => state === "sent")) return;
   message.state = "sent";
   message.error = "";
   socket.send(JSON.stringify({ type: "message", id: message.id, content: message.content, userid: user.userid }));
-  clearTimeout(silence);
-  silence = setTimeout(drop, SILENCE_MS);
+  expectMore();
   keepOutbox();
   draw();
 }

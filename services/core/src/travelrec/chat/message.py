@@ -148,10 +148,10 @@ def plain(text: str) -> str:
     return _CONTROLS.sub("", text.replace("\r\n", "\n")).strip()
 
 
-def shown(entry: Entry, userid: str) -> dict[str, Json]:
-    """What a connection sends of an entry, and the history of a message."""
+def shown(entry: Entry, userid: str, *, streamed: bool = False) -> dict[str, Json]:
+    """What a connection sends of an entry, and the history of a message; `streamed` to one that asked for pieces."""
     if entry.kind == "error":
-        return error_frame(entry.content, userid)
+        return error_frame(entry.content, userid, entry.message if streamed else None)
     return {
         "type": entry.kind,
         "id": entry.id,
@@ -172,6 +172,7 @@ def delta_frame(piece: Piece) -> dict[str, Json]:
     }
 
 
-def error_frame(message: str, userid: str) -> dict[str, Json]:
-    """What a connection sends when it can't do what was asked."""
-    return {"type": "error", "message": message, "userid": userid}
+def error_frame(message: str, userid: str, to: str | None = None) -> dict[str, Json]:
+    """What a connection sends when it can't do what was asked; one that asked for pieces hears `to` which message."""
+    frame: dict[str, Json] = {"type": "error", "message": message, "userid": userid}
+    return frame if to is None else {**frame, "to": to}

@@ -52,11 +52,12 @@ class Talk:
                 try:
                     if self._position is None:
                         await self._show_history(http)
-                    query = {"token": self._token, "userid": self._userid, "since": self._position or ""}
-                    if (
-                        self._answers.is_terminal
-                    ):  # elsewhere an answer that begins anew would stand there twice
-                        query["stream"] = "true"
+                    query = {
+                        "token": self._token,
+                        "userid": self._userid,
+                        "since": self._position or "",
+                        "stream": "true",
+                    }
                     async with http.ws_connect(f"{self._url}/ws", params=query, heartbeat=15.0) as socket:
                         self._states.print("connected")
                         wait_s = _FIRST_WAIT_S
@@ -127,8 +128,12 @@ class Talk:
 
     def _hear(self, frame: Mapping[str, Any]) -> None:
         if frame["type"] == "delta":
-            self._hear_piece(frame["offset"], frame["content"])
+            if self._answers.is_terminal:  # elsewhere an answer that begins anew would stand there twice
+                self._hear_piece(frame["offset"], frame["content"])
             return
+        mine = self._said["id"] if self._said is not None else None
+        if frame["type"] == "error" and frame.get("to", mine) != mine:
+            return  # of an earlier message, heard again after `since`, or of another connection's
         self._said = None
         if frame["type"] == "response":
             self._position = frame["id"]
