@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from support import eventually
-from travelrec.errors import BadSetting, BrokenOutput, ModelTimeout
+from travelrec.errors import BadSetting, BrokenOutput, ModelTimeout, NotTheJobsFault
 from travelrec.fake_openai import FakeSettings, running
 from travelrec.kinds import kinds
-from travelrec.kinds.prediction import NAME
+from travelrec.kinds.prediction import NAME, run
 from travelrec.kinds.prediction.run import MAX_RESULT_BYTES, Prediction
 from travelrec.ports import Answer, Question
 from travelrec.settings import Settings
@@ -43,6 +43,20 @@ async def test_the_mock_takes_its_time() -> None:
     slow = Prediction.named(Settings(prediction_latency_s=30, _env_file=None))
     with pytest.raises(ModelTimeout):
         await result(slow, timeout_s=0.05)
+
+
+@pytest.mark.asyncio
+async def test_who_never_had_a_place_is_not_to_blame(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A function that does not end costs its own job an attempt, and those that wait behind it none."""
+    go = threading.Event()
+    monkeypatch.setattr(run, "_imported", lambda name: lambda text: go.wait(20) and text)
+    one = named("a:b", prediction_concurrency=1)
+    with pytest.raises(ModelTimeout):
+        await result(one, "first", timeout_s=0.05)
+    with pytest.raises(NotTheJobsFault):
+        await result(one, "second", timeout_s=0.05)
+    go.set()
+    assert await result(one, "second") == "second"
 
 
 @pytest.mark.asyncio

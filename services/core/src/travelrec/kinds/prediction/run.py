@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from travelrec.errors import BadSetting, BrokenOutput, ModelTimeout
+from travelrec.errors import BadSetting, BrokenOutput, ModelTimeout, NotTheJobsFault
 from travelrec.job import Json, Params
 from travelrec.kinds.prediction.mock import mock
 from travelrec.kinds.prediction.threads import Threads
@@ -44,13 +44,18 @@ class Prediction:
     async def run(self, params: Params, model: Model, timeout_s: float) -> dict[str, Json]:
         """The result for `params["input"]` within `timeout_s`, as JSON text; raises `ModelError`."""
         given = (params["input"], model) if self.asks else (params["input"],)
+        begun = self._waits
         try:
             async with asyncio.timeout(timeout_s):
                 if self._waits:
                     result = await self._function(*given)  # type: ignore[misc]  # it is a coroutine function
                 else:
+                    await self._threads.place()
+                    begun = True
                     result = await self._threads.run(self._function, *given)
         except TimeoutError as error:
+            if not begun:
+                raise NotTheJobsFault("The worker's places are taken by calls that do not end.") from error
             raise ModelTimeout("The model did not answer in time.") from error
         return {"json": _as_json(result)}
 

@@ -7,6 +7,10 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
+import structlog
+
+log = structlog.get_logger(__name__)
+
 
 class Threads:
     """Runs `limit` functions at a time, each in a thread of its own, which holds up no process that ends.
@@ -17,9 +21,12 @@ class Threads:
     def __init__(self, limit: int) -> None:
         self._places = asyncio.Semaphore(limit)
 
-    async def run(self, function: Callable[..., object], *given: object) -> object:
-        """What the function returns or raises, once there is a place for it."""
+    async def place(self) -> None:
+        """Returns once there is a place, which the next `run` takes."""
         await self._places.acquire()
+
+    async def run(self, function: Callable[..., object], *given: object) -> object:
+        """What the function returns or raises, in the place that was waited for before."""
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[object] = loop.create_future()
 
@@ -47,4 +54,11 @@ class Threads:
         except RuntimeError:  # there can be no more
             self._places.release()
             raise
-        return await ended
+        try:
+            return await ended
+        except asyncio.CancelledError:
+            log.warning(
+                "a plain function goes on, and keeps its place",
+                function=getattr(function, "__qualname__", repr(function)),
+            )
+            raise
