@@ -328,6 +328,7 @@ class TestRendered:
         (api,) = pods([one(rendered(*MINE), "Deployment", "travelrec-api")])["travelrec-api"]["containers"]
         assert api["readinessProbe"]["httpGet"]["path"] == "/healthz"
         assert api["startupProbe"]["httpGet"]["path"] == "/readyz"
+        assert api["startupProbe"]["failureThreshold"] * api["startupProbe"]["periodSeconds"] >= 3600
 
     @pytest.mark.parametrize("values", [MINE, KIND], ids=["mine", "kind"])
     def test_the_hook_has_its_policy_before_it_runs(self, values: tuple[str, ...]) -> None:

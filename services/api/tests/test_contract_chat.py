@@ -26,6 +26,7 @@ from travelrec.fake_openai import FakeSettings
 from travelrec.ports import Answer, Conversation, Question
 from travelrec.settings import Settings
 from travelrec.wire import Message
+from travelrec_api import chat
 from travelrec_worker.app import running_roles
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -510,6 +511,41 @@ async def test_what_was_said_before_a_connection_is_closed_is_taken_over(user: s
         await eventually(answered)
         entries = await api.parts.chat.history.recent(user, 10)
         assert [entry.content for entry in entries[::2]] == ["one", "two", "three"]
+
+
+async def test_what_was_said_is_taken_over_also_if_the_closed_connection_is_told_something(user: str) -> None:
+    """An answer to what was said elsewhere finds nobody, and ends nothing."""
+    async with held_up() as (api, broker):
+        async with talking(api, user) as talk:
+            for content in ("one", "two", "three"):
+                await talk.say(content)
+            await talk.error("no frame")
+        assert api.parts.chat is not None
+        history = api.parts.chat.history
+        async with talking(api, user) as other:
+            await history.append(Reply(Said("m0", user, "earlier", 1.0), "an answer", 2.0))
+            await other.hear()  # when the closed one has been told too
+        broker.door.set()
+
+        async def answered() -> bool:
+            return len(await history.recent(user, 20)) == 8
+
+        await eventually(answered)
+
+
+async def test_what_the_broker_has_not_taken_is_refused_when_the_process_ends(
+    user: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who said it hears so, before the connection is closed."""
+    monkeypatch.setattr(chat, "_LAST_S", 0.05)
+    async with held_up() as (api, broker), talking(api, user) as talk:
+        for content in ("one", "two", "three"):
+            await talk.say(content)
+        await talk.error("no frame")
+        api.edge.stop()
+        for _ in range(3):
+            assert (await talk.hear())["message"] == UNAVAILABLE
+        broker.door.set()
 
 
 # --- an answer in pieces --------------------------------------------------------------------------------

@@ -448,6 +448,33 @@ async def test_a_body_that_does_not_come_is_not_waited_for_for_ever(api, monkeyp
     writer.close()
 
 
+async def test_a_body_that_stops_coming_is_408(api, monkeypatch):
+    """Also where nobody has a use for it; and the connection is closed."""
+    monkeypatch.setattr(edge, "_BODY_S", 0.05)
+    url = URL(api.url)
+    for line in (f"POST {ASK}", "GET /healthz", "POST /predict"):
+        reader, writer = await asyncio.open_connection(url.host, url.port)
+        writer.write(f"{line} HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{{".encode())
+        async with asyncio.timeout(20):
+            head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 408 ")
+        assert json.loads(body).keys() == ERROR_KEYS
+        writer.close()
+
+
+async def test_the_time_of_a_413_is_that_of_its_answer(api, monkeypatch):
+    """And not of the rest of the body, which is read and dropped."""
+    monkeypatch.setattr(edge, "_DROPPED_S", 0.5)
+    timed = metrics.HTTP_SECONDS.labels("PATCH", "(unmatched)")
+    before = timed._sum.get()
+    url = URL(api.url)
+    reader, writer = await asyncio.open_connection(url.host, url.port)
+    writer.write(b"PATCH /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 70000\r\nConnection: close\r\n\r\n")
+    assert (await reader.read()).startswith(b"HTTP/1.1 413 ")
+    writer.close()
+    assert 0 < timed._sum.get() - before < edge._DROPPED_S
+
+
 async def test_a_chunked_body_over_64_kib_is_413():
     """Without Content-Length it is counted while it comes."""
 
@@ -571,7 +598,10 @@ H2C = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AA
 
 
 @pytest.mark.parametrize("framing", ["same segment", "later segment", "chunked", "chunked later"])
-@pytest.mark.parametrize("asked", [H2C, UPGRADE, UPGRADE + KEY, H2C + "Expect: 100-continue\r\n"])
+@pytest.mark.parametrize(
+    "asked",
+    [H2C, UPGRADE, UPGRADE + KEY, H2C + "Expect: 100-continue\r\n", H2C + "Proxy-Connection: Upgrade\r\n"],
+)
 async def test_a_body_is_read_whatever_upgrade_is_asked_for(api, asked, framing):
     """An upgrade that is no WebSocket's handshake is not made, and the request is one as any other."""
     body = json.dumps({"id": unique_name()})

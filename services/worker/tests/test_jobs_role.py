@@ -615,16 +615,30 @@ async def test_a_job_whose_every_call_is_forbidden_lets_another_probe(world: Wor
     assert len(world.model.called_at["Peru"]) < 10
 
 
-async def test_a_forbidden_job_that_is_alone_does_not_bar_its_worker(world: World) -> None:
-    """With nobody else to probe it goes back for a while, so that what comes then is taken."""
-    world.model.says["Peru"] = [Forbidden("No.")] * 100_000
-    forbidden = await world.accept("Peru")
-    async with world.worker(worker_concurrency=1, job_deadline_s=60.0):
-        await eventually(lambda: len(world.model.called_at.get("Peru", ())) >= 2)
+@pytest.mark.parametrize("count", [1, 3])
+async def test_forbidden_jobs_alone_do_not_bar_their_worker(
+    world: World, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They go back for a while, so that what comes then is taken, and shows that others are answered."""
+    monkeypatch.setattr(gate, "_BACKOFF", RetryPolicy(base_s=0.1, cap_s=30.0))
+    countries = [f"Land {n}" for n in range(count)]
+    world.model.says.update((country, [Forbidden("No.")] * 1_000) for country in countries)
+    forbidden = [await world.accept(country) for country in countries]
+    async with world.worker(worker_concurrency=4):
+        await eventually(lambda: all(len(world.model.called_at.get(each, ())) > 1 for each in countries))
         other = await world.accept("Chile")
-        await eventually(lambda: world.job(other).ended)
+        await eventually(lambda: world.job(other).ended, 5)
     assert world.job(other).status is Status.COMPLETED
-    assert (world.job(forbidden).status, world.job(forbidden).tries) == (Status.PENDING, ())
+    assert {world.job(uid).status for uid in forbidden} == {Status.PENDING}
+
+
+async def test_a_forbidden_job_keeps_its_deadline(world: World) -> None:
+    """And says then what was in its way, however long it waited for its turn."""
+    world.model.says["Peru"] = [Forbidden("No.")] * 10_000
+    uid = await world.accept("Peru")
+    async with world.worker(job_deadline_s=0.5):
+        await eventually(lambda: world.job(uid).ended)
+    assert (world.job(uid).error, str(world.job(uid).message)[:4]) == ("Deadline passed", "No. ")
 
 
 async def test_a_job_that_is_forbidden_what_others_are_not_runs_out_of_attempts(world: World) -> None:

@@ -9,6 +9,7 @@ import re
 import time
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any  # ASGI's events
 
 import structlog
@@ -40,6 +41,7 @@ _NUMBER = re.compile(r"[0-9]{1,9}")
 _SEND_S = 10.0  # in which a reader must take a frame
 _LOOK_AGAIN_S = 15.0  # a bell may be lost
 _AWAY_S = 1.0
+_LAST_S = 3.0  # for the broker, when the process ends
 _ANSWERED_KEPT = 10  # messages of which no piece is sent any more
 _AHEAD = 1_000  # messages that wait for the broker, before no more are read
 _RESTARTING = 1012
@@ -71,15 +73,17 @@ class _Connection:
         self._caller = caller_of(socket.scope)
         self._ear = Ear(streamed=streamed)
         self._said: asyncio.Queue[Said] = asyncio.Queue(_AHEAD)
+        self._in_hand: list[Said] = []  # of these, what the broker is being given
         self._answered: deque[str] = deque(maxlen=_ANSWERED_KEPT)
+        self._is_gone = False
 
     async def run(self) -> int | None:
         """Until the client goes (None), or is to be sent away with a code."""
         self._chats.enter(self._userid, self._ear)
-        reading = asyncio.create_task(self._read())
+        reading, publishing = asyncio.create_task(self._read()), asyncio.create_task(self._publish())
         tasks = [
             reading,
-            asyncio.create_task(self._publish()),
+            publishing,
             asyncio.create_task(self._follow()),
             asyncio.create_task(self._chats.stopping.wait()),
         ]
@@ -88,12 +92,11 @@ class _Connection:
             if reading in done and reading.exception() is None:
                 return None
             for task in done:
-                if isinstance(task.exception(), _TooSlow):
-                    return _SLOW
-                if isinstance(task.exception(), WebSocketDisconnect):
-                    return None
-                task.result()
-            return _RESTARTING
+                self._is_gone = isinstance(task.exception(), _TooSlow)
+                if not self._is_gone:
+                    task.result()
+            await self._give_up(reading, publishing)
+            return _SLOW if self._is_gone else _RESTARTING
         finally:
             self._chats.leave(self._userid, self._ear)
             for task in tasks:
@@ -108,6 +111,20 @@ class _Connection:
                 await self._said.join()
                 return
             await self._take(event)
+
+    async def _give_up(self, reading: asyncio.Task[None], publishing: asyncio.Task[None]) -> None:
+        """What was read, and the broker has not taken in time, is refused: who said it may say it again elsewhere."""
+        reading.cancel()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_S):
+                await self._said.join()
+        publishing.cancel()
+        await asyncio.wait([publishing])
+        while not self._said.empty():
+            self._in_hand.append(self._said.get_nowait())
+        with suppress(_TooSlow):
+            for each in self._in_hand:
+                await self._refuse(UNAVAILABLE, each)
 
     async def _take(self, event: Mapping[str, Any]) -> None:
         """Puts what one frame says in line for the broker, or refuses it."""
@@ -131,12 +148,13 @@ class _Connection:
     async def _publish(self) -> None:
         """Hands what was said over to the broker, in order; if it is away, it is so for all that waits."""
         while True:
-            said = [await self._said.get()]
+            said = self._in_hand = [await self._said.get()]
             if not await self._hand_over(said[0]):
                 while not self._said.empty():
                     said.append(self._said.get_nowait())
                 for each in said:
                     await self._refuse(UNAVAILABLE, each)
+            self._in_hand = []
             for _ in said:
                 self._said.task_done()
 
@@ -204,11 +222,15 @@ class _Connection:
                 return
 
     async def _send(self, frame: Mapping[str, Json]) -> None:
+        if self._is_gone:
+            return
         try:
             async with asyncio.timeout(_SEND_S):
                 await self._socket.send_text(json.dumps(frame, ensure_ascii=False))
         except TimeoutError:
             raise _TooSlow from None
+        except WebSocketDisconnect:
+            self._is_gone = True  # which `_read` hears too, and ends once all is published
 
 
 @router.websocket("/ws")

@@ -23,8 +23,10 @@ log = structlog.get_logger(__name__)
 MAX_BODY_BYTES = 64 * 1024
 _DROPPED_BYTES = 64 * 1024 * 1024  # of the rest of a body that is too large
 _DROPPED_S = 5.0
+_BODY_S = 30.0  # for a body to come whole
 _SANE_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _CALLER_GONE = 499  # nginx's own number for it
+_TOO_LARGE = 413
 _UNMATCHED = "(unmatched)"
 _PROBES = frozenset(
     {"/healthz", "/readyz", "/metrics"}
@@ -58,11 +60,14 @@ class Edge:
         state["request_id"], state["span"] = request_id.decode(), span
         state["trace"] = trace = tracing.carried(span)
         status, answered = 500, False
+        ended_at: float | None = None  # where the answer is not the end
 
         async def send_with_id(message: Message) -> None:
-            nonlocal status, answered
+            nonlocal status, answered, ended_at
             if message["type"] == "http.response.start":
                 status, answered = message["status"], True
+                if status == _TOO_LARGE:
+                    ended_at = time.perf_counter()
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
                 if trace:
                     message["headers"].append((b"traceresponse", trace["traceparent"].encode()))
@@ -83,7 +88,7 @@ class Edge:
                 raise
             await problem(503, {"Retry-After": str(RETRY_AFTER_S)})(scope, receive, send_with_id)
         finally:
-            seconds = time.perf_counter() - began
+            seconds = (ended_at or time.perf_counter()) - began
             self._note(scope, status, seconds)
             if tracing.on():
                 _end(span, scope, status, seconds)
@@ -120,17 +125,15 @@ async def _with_body(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -
 
     Also where `app` has no use for it: a connection that is closed under an unread body is reset, and the answer lost.
     """
-    body = b""
-    more = True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        body += message.get("body", b"")
-        more = message.get("more_body", False)
-        if len(body) > MAX_BODY_BYTES:
-            await _too_large(scope, receive, send)
-            return
+    try:
+        async with asyncio.timeout(_BODY_S):
+            body = await _body(receive)
+    except TimeoutError:
+        await problem(408, {"Connection": "close"})(scope, receive, send)
+        return
+    if len(body) > MAX_BODY_BYTES:
+        await _too_large(scope, receive, send)
+        return
     whole: Message | None = {"type": "http.request", "body": body, "more_body": False}
 
     async def replay() -> Message:
@@ -141,6 +144,18 @@ async def _with_body(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -
         return message
 
     await app(scope, replay, send)
+
+
+async def _body(receive: Receive) -> bytes:
+    """All of it, or more than the limit."""
+    body, more = b"", True
+    while more and len(body) <= MAX_BODY_BYTES:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+    return body
 
 
 async def _too_large(scope: Scope, receive: Receive, send: Send) -> None:

@@ -40,6 +40,7 @@ _BY_STATUS: Mapping[int, tuple[str, str]] = {
     403: ("Forbidden", "The token is not valid for this userid."),
     404: ("Not found", "There is nothing at this address. GET /docs lists what there is."),
     405: ("Method not allowed", "This address does not take this method. GET /docs lists what it takes."),
+    408: ("Request timeout", "The body did not come in time."),
     413: ("Body too large", "The body may have 64 KiB at most."),
     500: (
         "Internal error",

@@ -41,6 +41,9 @@ _SOCKETS: dict[str, Any] = {
 }
 
 
+_CONNECTION = {b"connection", b"proxy-connection"}  # the two that llhttp takes for the same
+
+
 class Protocol(HttpToolsProtocol):
     """uvicorn's HTTP, which refuses in the common shape also what it can't read.
 
@@ -69,7 +72,7 @@ class Protocol(HttpToolsProtocol):
                     self.cycle.keep_alive = False
                     return
                 kept = b"keep-alive" if self.parser.should_keep_alive() else b"close"
-                others = [(name, value) for name, value in self.headers if name != b"connection"]
+                others = [(name, value) for name, value in self.headers if name not in _CONNECTION]
                 head = self._head([*others, (b"connection", kept)])
                 self.parser = httptools.HttpRequestParser(self)  # as uvicorn's: that one is done at a `close`
                 self.parser.set_dangerous_leniencies(lenient_data_after_close=True)

@@ -246,11 +246,6 @@ class Gate:
         gate.providers = [_Unasked("none", _Nobody(), ceiling, "", None)]
         return gate
 
-    @property
-    def is_alone(self) -> bool:
-        """Whether no run waits, so that whoever failed would go first again."""
-        return all(turn.done() for line in self._waiting.values() for turn in line)
-
     def place(
         self, within_s: float, *, again: bool = False, guarded: bool = True, refused_at: float = NEVER
     ) -> Place:

@@ -223,12 +223,13 @@ class Jobs:
                 except NotTheJobsFault as error:
                     trouble = f"{error} "
                     metrics.RETRIED.labels(error.title).inc()
-                    # where it may be this one's fault another tries next; if there is none, one is to come
+                    # where it may be this one's fault another tries next
                     goes_first = isinstance(error, RateLimited)
                     if isinstance(error, Forbidden):
                         self._refused(job.uid)
-                        if self._gate.is_alone and left_s > _FORBIDDEN_S:
-                            return Retry(time.time() + _FORBIDDEN_S)
+                        due_at = time.time() + _FORBIDDEN_S
+                        if due_at < job.created_at + self._deadline_s:
+                            return Retry(due_at)  # nobody else is to wait behind it
                 except Shut:
                     return HandedBack()
                 except TimeoutError:

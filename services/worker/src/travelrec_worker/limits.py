@@ -280,7 +280,7 @@ class Guard:
 
     def followed(self) -> bool:
         """A job failed with another that it waited for. Whether that stands: it tells nothing, but is no less lost."""
-        if self.state is not State.CLOSED or self._followed >= self._enough:
+        if self.state is not State.CLOSED or self._followed >= self._enough - 1:
             return False
         self._followed += 1
         return True
