@@ -309,7 +309,7 @@ async def test_a_killed_worker_loses_nothing(client: Client, deployment: Deploym
     await client.all_finished_once(load.asked, claims=2)
     again = [record for record in await client.records(load.asked) if record["claims"] == 2]
     print(f"claimed again: {len(again)}; calls more than jobs: {await client.extra_calls(load.asked)}")
-    assert 0 < len(again) <= 300
+    assert 0 < len(again) <= 400  # twice its concurrency is what one worker can have in hand
     assert await client.extra_calls(load.asked) <= len(again)
 
 

@@ -15,7 +15,7 @@ import aiohttp
 import pytest
 
 from support import Process, eventually, free_port
-from travelrec.cli import main
+from travelrec.cli import embedded, main, processes
 from travelrec.cli.addresses import http_url
 
 TRAVELREC = Path(sys.executable).with_name("travelrec")
@@ -43,6 +43,8 @@ def ran(*arguments, cwd, **env):
 @pytest.fixture
 def run_here(capsys, monkeypatch, tmp_path):
     """Like `ran`, inside this process, which is quicker: for commands that end before they start anything."""
+    for module in (processes, embedded):
+        monkeypatch.setattr(module, "configure_logging", lambda _: None)  # it would stay for all other tests
 
     def run(*arguments, **env):
         monkeypatch.chdir(tmp_path)

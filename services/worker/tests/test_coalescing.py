@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import pytest
 
@@ -17,8 +18,10 @@ from travelrec.errors import BadKey, ModelBusy, Refused
 from travelrec.job import Bid, Completed, HandedBack, Job, Phase, Settlement, Status, new_uid
 from travelrec.kinds.recommendation import NAME, key
 from travelrec.ports import Answer, Question
+from travelrec.retry import RetryPolicy
 from travelrec.settings import Settings
 from travelrec.wire import JOBS_TOPIC, Signal, encode_job
+from travelrec_worker import app, sweeper
 from travelrec_worker.app import running_roles
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(60)]
@@ -151,7 +154,27 @@ async def test_refusal_is_shared_and_an_error_is_tried_again_once_for_all() -> N
         d.model.raises = [ModelBusy("busy")]
         jobs = await d.all_ended(await d.ask("Fiji", "Fiji", "Fiji"))
     assert {job.status for job in jobs} == {Status.COMPLETED}
-    assert sum(len(job.tries) for job in jobs) == 1
+    assert [[one.error for one in job.tries] for job in jobs] == [["Model unavailable"]] * 3
+
+
+async def test_many_of_a_key_that_always_fails_make_no_more_calls_than_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An attempt that fails is one of all that waited for it, and so is the last one."""
+    monkeypatch.setattr(app, "RetryPolicy", partial(RetryPolicy, base_s=0.02, cap_s=0.05))
+    monkeypatch.setattr(sweeper, "_EVERY_S", 0.02)
+    d = Deployment()
+    d.model.raises = [ModelBusy("busy")] * 1_000
+    async with d.workers(1, max_attempts=3):
+        uids = await d.ask(*["Peru"] * 10)
+        await eventually(lambda: all(d.store.jobs[uid].claims for uid in uids), 10)
+        d.model.may_answer.set()
+        jobs = await d.all_ended(uids)
+    assert {(job.error, job.message) for job in jobs} == {
+        ("Model unavailable", "busy Given up after 3 attempts. Please try again later.")
+    }
+    assert {len(job.tries) for job in jobs} == {3}
+    assert d.model.calls.total() < 2 * 3
 
 
 async def test_deadline_of_a_leader_is_its_own() -> None:

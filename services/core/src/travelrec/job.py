@@ -100,9 +100,10 @@ class Completed:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The outcome of a run after which no other will follow."""
+    """The outcome of a run after which no other will follow; `attempt` if only for that it was the last of them."""
 
     last: Try
+    attempt: Try | None = None
 
 
 @dataclass(frozen=True, slots=True)

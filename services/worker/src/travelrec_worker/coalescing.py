@@ -19,7 +19,18 @@ import structlog
 from travelrec import metrics
 from travelrec.batching import Batcher
 from travelrec.errors import StoreUnavailable
-from travelrec.job import DEADLINE_PASSED, Bid, Completed, Failed, Job, Outcome, Retry, answers, at_work
+from travelrec.job import (
+    DEADLINE_PASSED,
+    Bid,
+    Completed,
+    Failed,
+    Job,
+    Outcome,
+    Retry,
+    Try,
+    answers,
+    at_work,
+)
 from travelrec.ports import Store
 from travelrec.wire import Signal
 from travelrec_worker.progress import Progress
@@ -59,7 +70,8 @@ class Coalescer:
     ) -> Outcome:
         """What becomes of `job`: the outcome of `run`, or another's; calls `following` before it waits for one.
 
-        A result of the same `key` that is younger than `fresh_s` seconds will do.
+        A result of the same `key` that is younger than `fresh_s` seconds will do. An attempt of another that failed is
+        one of `job` too: a `Retry` with it.
         """
         deadline = time.monotonic() + _FOLLOW_S
         while True:
@@ -109,8 +121,7 @@ class Coalescer:
             return found or outcome
         finally:
             del self._here[key]
-            # a result from elsewhere may be too old for a follower; another's last attempt, or deadline, is not its own
-            told.set_result(None if _is_its_own(outcome, job) else outcome)
+            told.set_result(outcome)  # none from elsewhere: it may be too old for a follower
 
     async def _elsewhere(
         self, job: Job, key: str, fresh_s: float, following: Callable[[], None], deadline: float
@@ -163,17 +174,14 @@ async def _answered(calls: Batcher[Item, Reply], item: Item) -> Reply:
             await asyncio.sleep(_STORE_RETRY_S)
 
 
-def _is_its_own(outcome: Outcome | None, job: Job) -> bool:
-    """Whether `job` failed for what it has been through, and not for what it asks."""
-    return isinstance(outcome, Failed) and (bool(job.tries) or outcome.last.error == DEADLINE_PASSED)
-
-
 def _theirs(outcome: Outcome | None) -> Outcome | None:
-    """What the outcome of a leader means for its follower, whose own tries are not touched by it."""
+    """What the outcome of a run means for who waited for it; None if nothing."""
     match outcome:
-        case Completed() | Failed() | None:
+        case Failed(last) if last.error == DEADLINE_PASSED:
+            return None
+        case Failed(_, Try() as attempt):
+            return Retry(0.0, attempt)
+        case Completed() | Failed() | Retry():
             return outcome
-        case Retry(due_at):
-            return Retry(due_at)
         case _:
             return None

@@ -197,9 +197,7 @@ class Jobs:
             outcome = await self._coalescer.outcome(job, key, sharing.fresh_s, run, following)
             if not ran and isinstance(outcome, Completed):
                 story.followed(outcome.trace)
-            if not ran and isinstance(outcome, Failed):
-                return self._held(job, outcome, self._gate.followed())
-            return outcome
+            return outcome if ran else self._shared(job, outcome)
         except asyncio.CancelledError:
             if self._leases.abandoned():
                 return None
@@ -243,6 +241,15 @@ class Jobs:
             case Failed(last) | Retry(_, Try() as last):
                 return self._held(job, outcome, place.failed(last.error, final=isinstance(outcome, Failed)))
         return outcome
+
+    def _shared(self, job: Job, outcome: Outcome) -> Outcome:
+        """What the outcome of another's run is for `job`, which waited for it."""
+        if isinstance(outcome, Retry) and outcome.last is not None:
+            due_at, attempt = outcome.due_at, outcome.last
+            outcome = self._again(job, attempt.error, attempt.message, None)
+            if isinstance(outcome, Retry) and due_at:
+                outcome = Retry(due_at, attempt)  # together with who ran
+        return self._held(job, outcome, self._gate.followed()) if isinstance(outcome, Failed) else outcome
 
     def _held(self, job: Job, outcome: Failed | Retry, wait_s: float | None) -> Outcome:
         """The failure if it stands, else another look after so many seconds."""
@@ -304,7 +311,7 @@ class Jobs:
         now = time.time()
         if self._retry.exhausted(attempts):
             told = f"{message} Given up after {attempts} attempts. Please try again later."
-            return Failed(Try(now, error, told))
+            return Failed(Try(now, error, told), Try(now, error, message))
         metrics.RETRIED.labels(error).inc()
         wish_s = None if retry_after_s is None else min(retry_after_s, _LONGEST_WISH_S)
         delay_s = self._retry.delay_s(attempts, retry_after_s=wish_s)
