@@ -349,8 +349,9 @@ async def deleting(callers: Callers) -> str:
 async def without_store(callers: Callers) -> str:
     """While the store answers nobody the API does: 503, with when to come again; nothing is half-accepted."""
     (store,) = await pods("mongo")
-    node = kubectl("get", "pod", store, "-o", "jsonpath={.spec.nodeName}")
-    (container,) = run("docker", "exec", node, "crictl", "ps", "--name", "mongo", "--quiet").split()
+    pod = json.loads(kubectl("get", "pod", store, "-o", "json"))
+    node = pod["spec"]["nodeName"]
+    container = pod["status"]["containerStatuses"][0]["containerID"].removeprefix("containerd://")
     asked, began = Asked(), time.monotonic()
     run("docker", "exec", node, "ctr", "--namespace", "k8s.io", "tasks", "pause", container)
     try:
