@@ -496,13 +496,18 @@ async def test_one_failure_of_the_broker_is_enough_for_all_that_wait(user: str) 
         broker.door.set()
 
 
+async def say_three(talk: Talk) -> None:
+    """Three messages, which have been read when this returns."""
+    for content in ("one", "two", "three"):
+        await talk.say(content)
+    await talk.error("no frame")
+
+
 async def test_what_was_said_before_a_connection_is_closed_is_taken_over(user: str) -> None:
     """In order, though the broker takes the first of it only afterwards."""
     async with held_up() as (api, broker):
         async with talking(api, user) as talk:
-            for content in ("one", "two", "three"):
-                await talk.say(content)
-            await talk.error("no frame")
+            await say_three(talk)
         broker.door.set()
 
         async def answered() -> bool:
@@ -517,9 +522,7 @@ async def test_what_was_said_is_taken_over_also_if_the_closed_connection_is_told
     """An answer to what was said elsewhere finds nobody, and ends nothing."""
     async with held_up() as (api, broker):
         async with talking(api, user) as talk:
-            for content in ("one", "two", "three"):
-                await talk.say(content)
-            await talk.error("no frame")
+            await say_three(talk)
         assert api.parts.chat is not None
         history = api.parts.chat.history
         async with talking(api, user) as other:
@@ -539,9 +542,7 @@ async def test_what_the_broker_has_not_taken_is_refused_when_the_process_ends(
     """Who said it hears so, before the connection is closed."""
     monkeypatch.setattr(chat, "_LAST_S", 0.05)
     async with held_up() as (api, broker), talking(api, user) as talk:
-        for content in ("one", "two", "three"):
-            await talk.say(content)
-        await talk.error("no frame")
+        await say_three(talk)
         api.edge.stop()
         for _ in range(3):
             assert (await talk.hear())["message"] == UNAVAILABLE

@@ -72,6 +72,15 @@ class Deployment:
         await self.broker.publish(JOBS_TOPIC, [encode_job(job) for job in jobs])
         return [job.uid for job in jobs]
 
+    async def led_elsewhere(self, country: str) -> str:
+        """The uid of a job that another worker runs under the token `t`."""
+        now = time.time()
+        job = Job(new_uid(), NAME, {"country": country, "season": "winter"}, now, due_at=now + 3600)
+        await self.store.accept([job], now)
+        await self.store.claim([job.uid], "t", now, now + 60)
+        await self.store.lead([Bid(key(job.params), job.uid)], now)
+        return job.uid
+
     async def all_ended(self, uids: list[str]) -> list[Job]:
         await eventually(lambda: all(self.store.jobs[uid].ended for uid in uids), 30, "all ended")
         return [self.store.jobs[uid] for uid in uids]
@@ -246,11 +255,7 @@ async def test_a_follower_that_is_cancelled_with_its_leader_does_not_take_over()
     """Both signals come in one turn of the loop, and whatever Python makes of that there is no call."""
     d = Deployment()
     async with d.workers(1):
-        now = time.time()
-        elsewhere = Job(new_uid(), NAME, {"country": "Peru", "season": "winter"}, now, due_at=now + 3600)
-        await d.store.accept([elsewhere], now)
-        await d.store.claim([elsewhere.uid], "t", now, now + 60)
-        await d.store.lead([Bid(key(elsewhere.params), elsewhere.uid)], now)
+        elsewhere = await d.led_elsewhere("Peru")
         read, get = [], d.store.get
 
         async def reading(uids: Sequence[str]) -> dict[str, Job]:
@@ -259,10 +264,10 @@ async def test_a_follower_that_is_cancelled_with_its_leader_does_not_take_over()
 
         d.store.get = reading  # type: ignore[method-assign]
         (follower,) = await d.ask("Peru")
-        await eventually(lambda: elsewhere.uid in read, 10)
-        for uid in (elsewhere.uid, follower):
+        await eventually(lambda: elsewhere in read, 10)
+        for uid in (elsewhere, follower):
             await d.store.cancel(uid, time.time(), "x")
-        await d.signals.announce([Signal(uid, Status.CANCELLED) for uid in (elsewhere.uid, follower)])
+        await d.signals.announce([Signal(uid, Status.CANCELLED) for uid in (elsewhere, follower)])
         await d.ask("Fiji")
         await eventually(lambda: d.model.calls["Country: Fiji\nSeason: winter"], 10)
         assert d.model.calls.total() == 1
@@ -272,15 +277,11 @@ async def test_answer_of_a_leader_elsewhere_is_taken_although_its_signal_was_los
     """A follower looks again by itself."""
     d = Deployment()
     async with d.workers(1):
-        now = time.time()
-        elsewhere = Job(new_uid(), NAME, {"country": "Peru", "season": "winter"}, now, due_at=now + 3600)
-        await d.store.accept([elsewhere], now)
-        await d.store.claim([elsewhere.uid], "t", now, now + 60)
-        await d.store.lead([Bid(key(elsewhere.params), elsewhere.uid)], now)
+        elsewhere = await d.led_elsewhere("Peru")
         (uid,) = await d.ask("Peru")
         await eventually(lambda: d.store.jobs[uid].claims == 1, 10)
         answer = {"recommendations": ["a", "b", "c"]}
-        await d.store.settle([Settlement(elsewhere.uid, "t", Completed(answer))], time.time())
+        await d.store.settle([Settlement(elsewhere, "t", Completed(answer))], time.time())
         (job,) = await d.all_ended([uid])
     assert job.result == answer
     assert d.model.calls.total() == 0

@@ -91,12 +91,14 @@ class _Connection:
             done, _ = await asyncio.wait(tasks, return_when="FIRST_COMPLETED")
             if reading in done and reading.exception() is None:
                 return None
-            for task in done:
-                self._is_gone = isinstance(task.exception(), _TooSlow)
-                if not self._is_gone:
+            is_slow = any(isinstance(task.exception(), _TooSlow) for task in done)
+            if is_slow:
+                self._is_gone = True
+            else:
+                for task in done:
                     task.result()
             await self._give_up(reading, publishing)
-            return _SLOW if self._is_gone else _RESTARTING
+            return _SLOW if is_slow else _RESTARTING
         finally:
             self._chats.leave(self._userid, self._ear)
             for task in tasks:

@@ -592,7 +592,8 @@ async def _read(
 
         async def messages() -> AsyncIterator[DeliveredMessage]:
             while True:
-                message = await asyncio.wait_for(arrived.get(), _READ_S)
+                async with asyncio.timeout(_READ_S):
+                    message = await arrived.get()
                 await underlay.basic_ack(
                     message.delivery_tag or 0
                 )  # not later: on a closed channel it ends all
